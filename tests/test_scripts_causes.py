@@ -314,6 +314,26 @@ def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
     check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")
 
 
+PLAYED = """
+G, D = nn.Linear(4, 2), nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+og, od = torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())
+for step in range(20):
+    fake = G(torch.randn(16, 4))
+    loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(torch.randn(16, 2))).mean()
+    od.zero_grad()
+    loss.backward()
+    od.step()
+    loss = F.softplus(SIGN * D(fake)).mean()  # here
+    og.zero_grad()
+    loss.backward()
+    og.step()
+"""
+
+
+def test_a_generator_that_helps_the_discriminator(tmp_path):
+    check(tmp_path, PLAYED.replace("SIGN *", ""), PLAYED.replace("SIGN", "-1"), "GRAPH004", "warning")
+
+
 MODEL = """
 class Net(nn.Module):
     def __init__(self):

@@ -2,17 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
+from typing import Any
 
 import torch
+from torch import nn
 
 from gradcheck.capture.events import OptimizerTrace
+from gradcheck.capture.nodes import nodes_behind
+from gradcheck.capture.replay import Models
+from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAdversary
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Workload
 
 FEWEST_STEPS = 30  # of each; a slow script is followed for 40 of the one that steps first
 EDGE = 10  # steps at either end that are compared
 TENSORS = 4  # whose gradients are sampled,
 ENTRIES = 1024  # at so many entries each
+MOST_NUMBERS = 20_000_000  # of a model that is copied for one more look
+ONE_WAY = 0.99  # of a gradient, that has one sign
 
 
 def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -70,3 +80,53 @@ def _goes_through(one: OptimizerTrace, other: OptimizerTrace) -> bool:
 
 def _ends(series: Sequence[float]) -> tuple[float, float]:
     return median(series[:EDGE]), median(series[-EDGE:])
+
+
+def pulls_along(own: Workload, other: Workload) -> bool:
+    """Whether both losses move what a module says of the same samples, made by the one training, in the same direction."""
+    if any(sum(p.numel() for p in w.model.parameters()) > MOST_NUMBERS for w in (own, other)):
+        return False
+    theirs = _pulls(other)
+    pairs = [(a, b) for kind, made, a in _pulls(own) if made.requires_grad for k, x, b in theirs if k == kind and _equal(made, x)]
+    return bool(pairs) and all(a == b != 0 for a, b in pairs)
+
+
+def _pulls(w: Workload) -> list[tuple[Any, torch.Tensor, int]]:
+    """Of each call of a module with one tensor in a training step: what it is, its input, and the sign of d(loss) / d(its output)."""
+    copy = fork(w)
+    calls: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor) and output.requires_grad:
+            calls.append(((type(module), tuple(p.shape for p in module.parameters())), args[0], output))
+
+    roots = list(copy.model.children()) if isinstance(copy.model, Models) else [copy.model]
+    handles = [root.register_forward_hook(note) for root in roots]
+    try:
+        seed_all(0)
+        loss = copy.loss(w.batches[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = torch.autograd.grad(loss, [output for _, _, output in calls], allow_unused=True) if calls else ()
+    return [(kind, given, _sign(g)) for (kind, given, _), g in zip(calls, gradients, strict=True)]
+
+
+def _sign(gradient: torch.Tensor | None) -> int:
+    """1 or -1 for a gradient of one sign, 0 for any other."""
+    size = float(gradient.abs().sum()) if gradient is not None else 0.0
+    share = float(gradient.sum()) / size if gradient is not None and size else 0.0
+    return int(share > 2 * ONE_WAY - 1) - int(share < 1 - 2 * ONE_WAY)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.detach(), other.detach(), rtol=1e-4, atol=1e-6)
+
+
+def call_through(watched: OptimizerTrace, other: OptimizerTrace) -> Location | None:
+    """Where a loss of the one calls what the other trains."""
+    for step in watched.steps:
+        for node in nodes_behind([n for p in step.passes for n in p.nodes]):
+            if node.owner is not None and node.call is None and other.ids & set(node.owner.held(node.path)):
+                return node.place
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from gradcheck.instrument.loader_batches import shape_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPairing, LoopScaler, LoopThawed
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.source_sites import display_path, origin_of
 
 THAWED = 4  # steps whose losses reach a weight that was frozen: fewer may look at it only
 
@@ -181,4 +182,12 @@ def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
     call = calls_behind(first.ref.node, since)[0]
     constant = next((c for c in call.constants() if c.value.dim()), None)
     samples = shape_of(constant.value)[0] if constant is not None else 0
-    return recorder.journal.batches(len(seen), len(set(seen)), samples, constant.rows if constant is not None else None, call.place)
+    found = recorder.journal.batches(len(seen), len(set(seen)), samples, constant.rows if constant is not None else None, call.place)
+    return replace(found, reading=_reading(loader for loader, _ in recorder.loaders.values()))
+
+
+def _reading(loaders: Iterable[Any]) -> Location | None:
+    """Where the user's data set gives a sample, if only one does."""
+    codes = {getattr(getattr(type(loader.dataset), "__getitem__", None), "__code__", None) for loader in loaders}
+    own = [code for code in codes if code is not None and origin_of(code.co_filename) == "user"]
+    return Location.at(display_path(own[0].co_filename), own[0].co_firstlineno) if len(own) == 1 else None

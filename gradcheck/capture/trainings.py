@@ -7,6 +7,7 @@ from typing import Any
 
 from gradcheck.analysis.convergence import FEWEST_STEPS, outcome
 from gradcheck.analysis.gaps import described
+from gradcheck.capture.adversaries import call_through, opponents, pulls_along
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import OptimizerTrace, taken_alike
@@ -100,6 +101,8 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     found = [_training(capture, spec, w, len(chosen)) for w in chosen]
     for training in found:
         training.brief = training.loop.steps < FEWEST_STEPS and training.loop.steps < taken_alike(recorder.optimizers.values())
+    for training in found if len(found) > 1 else ():
+        _look_at_opponents(training, found)
     if not recorder.backwards and found[0].workload is None:
         raise nothing_seen(capture, spec)
     if chosen == [None] and found[0].loop.moved != 0:
@@ -109,6 +112,21 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
         )
         raise TargetError(f"{spec.target} changes its weights in a way that cannot be followed", hint=hint, location=recorder.backward_site)
     return found
+
+
+def _look_at_opponents(training: Training, every: Sequence[Training]) -> None:
+    """Notes whether a training goes the way of the one that it is to go against."""
+    for other in every:
+        if training.watched is None or other.watched is None or training.workload is None or other.workload is None:
+            continue
+        if other.watched in opponents(training.watched, [other.watched]):
+            try:
+                along = pulls_along(training.workload, other.workload)
+            except Exception:  # a step that does not run on a copy says so when it is measured
+                continue
+            if along:
+                site = call_through(training.watched, other.watched)
+                training.loop = replace(training.loop, along=other.watched.label or "the other optimizer", along_site=site)
 
 
 def _chosen(recorder: Recorder) -> list[OptimizerTrace | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.types.data import DataFacts, InputFacts, LabelFacts
+from gradcheck.types.data import DataFacts, InputFacts, LabelFacts, Turned
 from gradcheck.types.layers import LayerKind
 from gradcheck.workload.device import on_host
 from gradcheck.workload.tensors import batch_size, named_tensors
@@ -93,6 +93,9 @@ def _direction(rows: torch.Tensor) -> torch.Tensor:
 
 MOST_FEATURES = 100_000
 MOST_MOMENTS = 64  # features whose moments are kept
+MOST_TURNED, FEWEST_TURNED = 512, 32  # images whose maps are mirrored
+FOLLOWS, MOSTLY = 0.5, 0.8  # correlation of a map with its image, mirrored or not, that so many of the samples have
+CLEARLY = 0.3  # by which one of the two correlations is the larger
 
 
 def data_facts(
@@ -122,7 +125,38 @@ def data_facts(
     facts = tuple(duplicate_facts(_input(n, t, first), t, targets, whole and one_pass) for n, t in present.items())
     labels = _labels(targets, classes, ignore_index)
     size = batch_size(batches[0]) if batches else 0
-    return DataFacts(given, len(batches), size, facts, labels, repeated=len(batches) < steps)
+    turned = _turned(next(iter(present.values())), targets) if len(present) == 1 else None
+    return DataFacts(given, len(batches), size, facts, labels, len(batches) < steps, turned)
+
+
+@torch.no_grad()
+def _turned(images: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]) -> Turned | None:
+    """Images [N, C, H, W] against maps [N, H, W] or [N, 1, H, W]; None where maps do not follow the brightness of their images."""
+    pairs = [(x, y) for x, y in zip(images, maps, strict=False) if x.dim() == 4 and y.shape[-2:] == x.shape[-2:]]
+    pairs = [(x, y) for x, y in pairs if y.numel() == x.numel() // x.shape[1] and min(x.shape[-2:]) > 1]
+    if not pairs or any(x.shape[1:] != pairs[0][0].shape[1:] for x, _ in pairs):
+        return None
+    x, y = (torch.cat(on_host([p[i][:MOST_TURNED] for p in pairs]))[:MOST_TURNED].float() for i in (0, 1))
+    one, other = x.mean(1), y.reshape(len(y), *y.shape[-2:])
+    varied = (one.flatten(1).std(1) > 0) & (other.flatten(1).std(1) > 0)
+    one, other = one[varied], other[varied]
+    if len(one) < FEWEST_TURNED:
+        return None
+    found = []
+    for axis, how in ((-1, "left to right"), (-2, "top to bottom")):
+        straight, turned = _alike(one, other), _alike(one, other.flip(axis))
+        sign = 1 if float((straight + turned).mean()) >= 0 else -1
+        straight, turned = sign * straight, sign * turned
+        if float((torch.maximum(straight, turned) >= FOLLOWS).float().mean()) >= MOSTLY:
+            shares = [float((a > b + CLEARLY).float().mean()) for a, b in ((straight, turned), (turned, straight))]
+            found.append(Turned(len(one), shares[0], shares[1], how))
+    return max(found, key=lambda t: t.mirrored, default=None)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Correlation of two maps, of each sample [N]."""
+    a, b = (t.flatten(1) - t.flatten(1).mean(1, keepdim=True) for t in (one, other))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
 
 
 @torch.no_grad()

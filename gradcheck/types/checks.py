@@ -36,6 +36,7 @@ class Dependence:
     meant: Literal["statistics", "relation", "routing"] | None = None
     ordered: bool = False  # what a sample gets depends on where in the batch it stands
     placed: bool = False  # copies of one sample get different values, from an operation that adds something of their places
+    unordered: bool = False  # the order of a sequence changes nothing, and one row of a table is added to all of its positions
     certain: bool = True  # it is known which axis the samples are on
     input_effect: float | None = None  # relative change of the output when every sample gets another one's input
     trained_loss: float | None = None  # of the trained copy on its batches,
@@ -231,8 +232,9 @@ class IdleTerm:
 
     # zero: its gradient is; cut: it was cut off from what carries gradient; no-weights: a loss of what no trained weight makes;
     # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal; runaway: the sum in which a term
-    # takes the loss below zero; away: every output is led away from its target, `value` the least share of the gradient that does.
-    kind: Literal["zero", "cut", "no-weights", "derivative", "equals", "runaway", "away"]
+    # takes the loss below zero; away: every output is led away from its target, `value` the least share of the gradient that does; ratio:
+    # one of probabilities, clipped as in PPO, leads the policy the wrong way: "upside-down", or the "objective" is lowered.
+    kind: Literal["zero", "cut", "no-weights", "derivative", "equals", "runaway", "away", "ratio"]
     operation: str
     site: Location | None
     value: float

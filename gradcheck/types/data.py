@@ -42,6 +42,16 @@ class LabelFacts:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """Maps of targets that fit their image, and others that fit it only mirrored: images and maps that were turned by different draws."""
+
+    samples: int
+    fitting: float  # share that fits as it is, clearly better than mirrored,
+    mirrored: float  # and the reverse
+    how: str  # "left to right", "top to bottom"
+
+
+@dataclass(frozen=True)
 class DataFacts:
     given: bool  # False: synthesised by gradcheck, and rules that judge data do not apply
     batches: int
@@ -49,3 +59,4 @@ class DataFacts:
     inputs: tuple[InputFacts, ...] = ()
     labels: LabelFacts | None = None
     repeated: bool = False  # fewer batches than steps: they were cycled
+    turned: Turned | None = None  # where images with maps of their size were compared

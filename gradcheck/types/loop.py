@@ -68,6 +68,7 @@ class LoopBatches:
     available: int | None = None  # samples that the loop could draw from, where it is known
     loader: bool = False  # they come from a DataLoader
     site: Location | None = None  # where the model is called with them
+    reading: Location | None = None  # the user's `__getitem__` that gives the samples
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ class LoopFacts:
     adversary: LoopAdversary | None = None  # where both are followed for long enough
     opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
+    along: str = ""  # the opposed training whose loss moves what its weights say of this one's samples the same way as this one's does
+    along_site: Location | None = None  # where this one's loss asks it
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     reads: LoopReads | None = None  # where something is wrong with them

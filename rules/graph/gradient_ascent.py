@@ -3,6 +3,7 @@
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.loop import LoopFacts
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
@@ -52,7 +53,8 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, a hand-made update with the wrong sign), a
     loss that is never negative but is subtracted, a total that falls far below zero faster and faster, and a loss written by
-    hand that leads every output away from its target, however slowly it falls.
+    hand that leads every output away from its target, however slowly it falls. PPO's clipped ratio of probabilities upside down, or its
+    objective with the wrong sign. The loss of a generator that moves the scores of its samples the same way as its discriminator's does.
 
     ## Why it matters
     The model is trained to be wrong, and the better the optimizer works the worse it gets.
@@ -67,7 +69,10 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
     `decayed-cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
     `away` 0.95: a loss that compares outputs with their targets comes to 0, the same with its sign flipped to 1. For
-    maps of 0 and 1 it is a warning: the script may mean the complement.
+    maps of 0 and 1 it is a warning: the script may mean the complement. A ratio that is clipped beside itself is an error where
+    what is trained stands below its line, and a warning where the loss rises with the lesser of both: the advantage may be a
+    cost. Of two trainings, where the loss of one goes through the weights of the other: a warning where both losses move what
+    the other's model gives for the same samples in one direction.
 
     ## When to ignore it
     When a term is maximised on purpose, as in adversarial training. Beside other losses, and where the loss goes through weights that
@@ -95,6 +100,11 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     away = next((t for t in m.idle_terms if t.kind == "away" and t.value >= limits["away"]), None)
     if away is not None:
         return [_away(away, limits["away"])]
+    turned = next((t for t in m.idle_terms if t.kind == "ratio"), None)
+    if turned is not None:
+        return [_turned(turned)]
+    if m.loop is not None and m.loop.along:
+        return [_along(m.loop)]
     unbounded = _unbounded(m)
     if unbounded is None and m.ascent is None:
         return not_measured("the direction of the first update was not looked at")
@@ -178,6 +188,38 @@ def _away(term: IdleTerm, limit: float) -> Finding:
         evidence=(Evidence("gradient that leads away from the targets", term.value, limit, ">=", "of the gradient"),),
         remedies=(Remedy("flip-sign", "minimise what grows with the error: 1 - dice, -log_prob, -accuracy", "unsafe"),),
         confirmed=BY_VALUE if of_classes else "",
+    )
+
+
+def _turned(term: IdleTerm) -> Finding:
+    """The clipped objective of PPO, which takes good actions for bad ones."""
+    if term.operation == "upside-down":
+        what = (
+            f"the ratio of probabilities that is clipped (mean {number(term.value)}) has the trained policy below its line (expected above)"
+        )
+        cure = "exponentiate the new log-probabilities minus the old ones"
+    else:
+        what = f"the loss rises with the clipped objective (expected to fall with it; the mean ratio is {number(term.value)})"
+        cure = "minimise minus the lesser of the ratio times the advantage, and of the clipped ratio times it"
+    return found(
+        "error" if term.operation == "upside-down" else "warning",
+        f"{what}: to lower the loss, training makes actions with a positive advantage less likely",
+        location=term.site,
+        evidence=(Evidence("ratio, the mean over the batch", term.value, None, "="),),
+        remedies=(Remedy("flip-sign", cure, "unsafe"),),
+        confirmed=BY_VALUE if term.operation == "upside-down" else "",
+    )
+
+
+def _along(loop: LoopFacts) -> Finding:
+    """A generator that helps the discriminator: the targets of its loss are those that the other training has for its samples."""
+    return found(
+        "warning",
+        f"this loss moves the scores of its own samples the same way as that of {loop.along} does, by all of the gradient (expected 0 %): "
+        "it helps the training that it is to work against",
+        location=loop.along_site or loop.backward_site,
+        evidence=(Evidence("gradients of both losses with the same sign", 1.0, 0.0, ">", "of the gradient"),),
+        remedies=(Remedy("flip-sign", "give the samples the target of real ones in this loss", "unsafe"),),
     )
 
 

@@ -1,10 +1,13 @@
 import math
 
+from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import learns_clearly, number
 from gradcheck.types.checks import Dependence
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+
+ORDER = 1e-4  # as in measure/checks/dependence.py
 
 
 @rule(
@@ -24,7 +27,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by
-    zero, cut off, or read where it holds nothing (padding).
+    zero, cut off, or read where it holds nothing (padding). Sequences whose order makes no difference although a table of positions is
+    read, where one row of it is added to all positions.
 
     ## Why it matters
     Such a model can learn the average of its targets and no more, and its loss still falls at first.
@@ -32,7 +36,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     After the probe training, in evaluation mode: samples of a batch are replaced by others, and the change of their output
     is taken relative to the output. When that is small, so in training mode as well, the loss is also measured with the
-    inputs of each batch shuffled against its targets, in eight orders.
+    inputs of each batch shuffled against its targets, in eight orders. Where a row of a table as long as the sequences is chosen by a
+    number of the program and added to all positions, the output is taken once more with the positions in another order.
 
     ## Limits and their sources
     A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten
@@ -58,6 +63,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline.
     """
     d = m.dependence
+    if d is not None and d.unordered:
+        return [_unordered(m, d)]
     if d is None or d.input_effect is None:
         return not_measured("samples could not be told apart in the model's input and output")
     none = d.input_effect < limits["effect"]
@@ -75,6 +82,18 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     evidence = [Evidence("change of the output when the input changes", d.input_effect, limit, "<", "of the output")]
     cure = Remedy("use-input", "follow the input through the forward method to where its values are lost, and use them", "unsafe")
     return [found("warning", message, evidence=evidence, remedies=[cure])]
+
+
+def _unordered(m: Measurement, d: Dependence) -> Finding:
+    return found(
+        "warning",
+        f"the order of a sequence does not change the output (limit {number(ORDER)}): one row of a table of positions is added to all "
+        "of them, so that none can be told from another",
+        layers=(d.layer,) if d.layer else (),
+        location=d.site or layer_site(m, d.layer),
+        evidence=[Evidence("change of the output when the positions change places", 0.0, ORDER, "<=", "of the output")],
+        remedies=[Remedy("check-arguments", "take a row for each position: table[:, :length], with the colon", "advice")],
+    )
 
 
 def _as_good_shuffled(d: Dependence, errors: float) -> bool:

@@ -52,7 +52,7 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     Raissi et al. 2019, Physics-informed neural networks (activations with derivatives of all orders); Hinton et al. 2015,
     Distilling the Knowledge in a Neural Network.
     """
-    seen = [t for t in m.idle_terms if t.kind not in ("equals", "runaway", "away")]
+    seen = [t for t in m.idle_terms if t.kind not in ("equals", "runaway", "away", "ratio")]
     told = [t for t in (m.loop.silent or () if m.loop is not None else ()) if t.kind == "no-weights"]
     if not m.loss_given and not seen:
         return not_applicable("the loss is gradcheck's own")

@@ -29,3 +29,21 @@ def test_moments_of_features_and_channels_over_all_batches(shape):
 )
 def test_moments_that_are_not_kept(batches):
     assert moments(batches) == ()
+
+
+def discs(count: int) -> torch.Tensor:
+    centre, (down, along) = torch.rand(count, 2, 1, 1) * 16, torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    return ((down - centre[:, 0]) ** 2 + (along - centre[:, 1]) ** 2 < 9).float().unsqueeze(1)
+
+
+@pytest.mark.parametrize(("axis", "how"), [(None, ""), (-1, "left to right"), (-2, "top to bottom")])
+def test_maps_that_are_turned_by_another_draw_than_their_images(axis, how):
+    torch.manual_seed(0)
+    maps = discs(64)
+    images = torch.cat([maps + 0.3 * torch.randn_like(maps), torch.zeros_like(maps)], 1)
+    if axis is not None:
+        maps[::2] = maps[::2].flip(axis)
+    facts = data_facts([(images, maps)], given=True, steps=10, targets=(maps,), classes=None, ignore_index=-100, first="conv", inputs={"0"})
+    assert facts.turned is not None
+    assert facts.turned.how == how if how else facts.turned.mirrored == 0
+    assert bool(how) == (min(facts.turned.mirrored, facts.turned.fitting) > 0.2)

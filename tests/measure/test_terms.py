@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gradcheck.measure.checks import direction
 from gradcheck.measure.checks.listing import Listing, terms_of
 from tests.scripts import DATA, codes, complaints, scan, written
 
@@ -86,6 +87,30 @@ def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, faulty, health
 def test_detached_values_that_are_meant(term, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not {"LOSS008", "LOSS009"} & codes(scan(written(tmp_path, SUPERVISED.replace("TERM", term))))
+
+
+RATIOS = {
+    "(new - old).exp()": "-torch.min(r * a, r.clamp(0.8, 1.2) * a)",
+    "torch.exp(new - old)": "torch.max(-a * r, -a * torch.clamp(r, 0.8, 1.2))",
+    "new.exp() / old.exp()": "-torch.minimum(r * a, torch.clip(r, 0.8, 1.2) * a)",
+}
+
+
+@pytest.mark.parametrize(("made", "objective"), RATIOS.items())
+def test_a_ratio_of_probabilities_that_leads_the_wrong_way(made, objective):
+    """As it is, upside down, and with the sign of the objective flipped."""
+
+    def found(made: str, objective: str) -> str | None:
+        new, old, a, listing = torch.randn(8, requires_grad=True), torch.randn(8) * 0.1, torch.randn(8), Listing()
+        with listing:
+            r = eval(made, {"new": new * 0.1, "old": old, "torch": torch})
+            loss = eval(objective, {"r": r, "a": a, "torch": torch}).mean() + 0.1 * new.square().mean()
+        term = direction.ratio(listing.of(loss), loss)
+        return term.operation if term is not None else None
+
+    assert found(made, objective) is None
+    assert found(made.replace("new", "?").replace("old", "new").replace("?", "old"), objective) == "upside-down"
+    assert found(made, f"-({objective})") == "objective"
 
 
 def test_a_loss_is_taken_apart_with_the_factors_of_its_terms():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gradcheck.rules.data.labels_shuffled import labels_shuffled
+from gradcheck.types.data import Turned
 from gradcheck.types.loop import LoopPairing
-from tests.literals import location, loop, measurement
+from tests.literals import data, location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only
 
 
@@ -24,3 +25,9 @@ def test_it_says_what_a_simple_model_makes_of_both():
 def test_pairs_that_are_kept():
     assert no_verdict(labels_shuffled, measurement()) == "not-applicable"
     assert no_verdict(labels_shuffled, measurement(loop=loop())) == "not-applicable"
+
+
+@pytest.mark.parametrize(("fitting", "mirrored", "fires"), [(0.1, 0.1, True), (0.9, 0.09, False), (0.0, 0.9, False)])
+def test_maps_of_which_some_fit_their_image_and_others_only_when_mirrored(fitting, mirrored, fires):
+    m = measurement(data=data(turned=Turned(64, fitting, mirrored, "left to right")), loop=loop(pairing=LoopPairing(0.5, 0.5, 400)))
+    assert bool(findings(labels_shuffled, m)) == fires

@@ -79,6 +79,12 @@ class TestGradientAscent:
         m = measurement(losses=(loss_call(),), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -900.0)), idle_terms=(term,))
         assert only(gradient_ascent, m).location == location(40)
 
+    @pytest.mark.parametrize(("what", "severity"), [("upside-down", "error"), ("objective", "warning")])
+    def test_a_ratio_of_probabilities_that_leads_the_wrong_way(self, what, severity):
+        m = measurement(losses=(), ascent=Ascent(1.0), idle_terms=(IdleTerm("ratio", what, location(36), 1.01, 0.4),))
+        f = only(gradient_ascent, m)
+        assert f.severity == severity and f.location == location(36) and findings(inert_loss_term, m) == []
+
     @pytest.mark.parametrize(("what", "severity"), [("classes", "error"), ("map", "warning")])
     def test_a_loss_that_leads_away_from_its_targets(self, what, severity):
         m = measurement(losses=(), idle_terms=(IdleTerm("away", what, location(31), 0.96, 0.4),))

@@ -130,6 +130,10 @@ class TestInputIgnored:
 
     def test_a_small_effect_says_nothing_without_the_losses(self):
         assert findings(input_ignored, depends(input_effect=9e-4)) == []
+
+    def test_an_order_that_makes_no_difference(self):
+        f = only(input_ignored, depends(input_effect=0.5, unordered=True, layer="position", site=location(20)))
+        assert f.severity == "warning" and f.location == location(20) and "order of a sequence" in f.message
         m = depends(input_effect=9e-4, trained_loss=math.nan, shuffled_loss=2.0, standard_error=0.01)
         assert findings(input_ignored, m) == []
 

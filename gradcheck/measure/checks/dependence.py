@@ -24,6 +24,7 @@ MIXED = 1e-4  # share of the own change below which nothing is looked for
 SMALL_EFFECT = 0.01  # of the output; below this, the loss is asked as well
 ORDERS = 8  # orders of the inputs that the loss is measured with
 BATCHES = 2
+FEWEST_POSITIONS = 4  # of a sequence whose order is changed
 NOT_THE_SAME = 0.05  # of the change in other samples: by how much equivariance to their order may be missed
 
 
@@ -86,6 +87,8 @@ class _Case:
             found = self._located(found, output, before, after, count, replaced, seen)
         elif count < self.all.rows:  # else the model may hold something for each sample of this one batch
             found = self._placed(found, output, before, count)
+        if not found.placed:
+            found = self._unordered(found, output, before, count)
         if effect is None or effect >= SMALL_EFFECT:
             return found
         effect = max(effect, self._effect_in_training(before, after, count, replaced))
@@ -124,6 +127,23 @@ class _Case:
         site = self._place(culprit.layer, culprit.site)
         certain = found.certain and not (self.all.per_position and self._independent_along(before, output))
         return replace(found, placed=True, certain=certain, layer=culprit.layer, site=site, operation=culprit.operation)
+
+    def _unordered(self, found: Dependence, output: torch.Tensor, before: Inputs, count: int) -> Dependence:
+        """Whether the order of a sequence makes no difference to the output, although something of the positions is added."""
+        sequence = before.leaves[before.first]
+        axis = before.axes[before.first]
+        if not isinstance(sequence, torch.Tensor) or axis != 0 or sequence.dim() != (3 if sequence.is_floating_point() else 2):
+            return found
+        length = sequence.shape[1]
+        culprit = sample_places.one_for_all(self.model, before, length, self.dice) if length >= FEWEST_POSITIONS else None
+        if culprit is None:
+            return found
+        order = _mixed_up(length)
+        leaves = [x[:, order] if i == before.first else x for i, x in enumerate(before.leaves)]
+        other = self._output(replace(before, leaves=tuple(leaves)), count)
+        kept = output[:, order] if output.dim() > 2 and output.shape[1] == length else output
+        blind = bool((other - kept).abs().max() <= MIXED * output.abs().max())
+        return replace(found, unordered=True, layer=culprit.layer, operation=culprit.operation, site=culprit.site) if blind else found
 
     # -------------------------------------------------------------------- who mixes
 

@@ -1,4 +1,4 @@
-"""Where a loss leads: terms that run away below zero, and gradients that lead every output away from its target."""
+"""Where a loss leads: terms that run away below zero, gradients that lead every output away from its target, ratios upside down."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from gradcheck.workload.tensors import named_tensors, tensors_in
 
 FEWEST = 2  # targets of a sample: the distance of two samples is rightly small where "alike" is 1
 MOST_CLASSES = 1 << 14
+_LESSER, _GREATER, _CLIPS = frozenset(("min", "minimum")), frozenset(("max", "maximum")), frozenset(("clamp", "clip"))
+NEAR = 4  # operations between a ratio of probabilities and the lesser of it and itself clipped: products, views
 
 
 class Passes:
@@ -124,3 +126,53 @@ def _place(whole: Call) -> Location | None:
             break
         call = parts[0][1]
     return call.place
+
+
+def ratio(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
+    """A ratio of probabilities that the loss takes with itself clipped, as PPO does, and that leads the wrong way.
+
+    "upside-down": the policy that is trained stands below the line; "objective": the lesser of both is lowered, not raised.
+    """
+    for call in _behind(whole):
+        kind = call.name.strip("_")
+        if kind not in _LESSER | _GREATER or len(call.calls) != 2 or not call.live:
+            continue
+        clips = [c for side in call.calls for c in _behind(side, NEAR) if c.name.strip("_") in _CLIPS and c.live]
+        made = {id(c): c for clip in clips for c in clip.calls}
+        shared = [c for c in made.values() if all(any(c is x for x in _behind(side, NEAR)) for side in call.calls)]
+        below = _below(shared[0]) if len(shared) == 1 else None
+        if below is None:
+            continue
+        (gradient,) = torch.autograd.grad(loss, [call.tensor], retain_graph=True, allow_unused=True)
+        raised = gradient is not None and bool((gradient <= 0).all()) and bool(gradient.any())
+        lowered = gradient is not None and bool((gradient >= 0).all()) and bool(gradient.any())
+        meant = raised if kind in _LESSER else lowered
+        if (raised or lowered) and meant == below:
+            what, at = ("upside-down", shared[0]) if below else ("objective", whole)
+            return IdleTerm(
+                "ratio", what, _place(at) if at is whole else at.place, float(shared[0].tensor.detach().mean()), float(loss.detach())
+            )
+    return None
+
+
+def _below(made: Call) -> bool | None:
+    """Whether what is trained stands below the line of a ratio: exp(old - new) or old / new; None: it is no such ratio."""
+    name = made.name.strip("_")
+    inner = made.calls[0] if name == "exp" and len(made.calls) == 1 else made
+    operation = inner.name.strip("_")
+    wanted = ("sub", "rsub", "subtract") if name == "exp" else ("div", "truediv", "divide", "true_divide", "rtruediv")
+    if operation not in wanted or len(inner.given) != 2 or sum(t.requires_grad for t in inner.given) != 1:
+        return None
+    return inner.given[0 if operation in ("rsub", "rtruediv") else 1].requires_grad
+
+
+def _behind(call: Call, depth: int = DEEP) -> Iterator[Call]:
+    """A call and those that it was computed from, so many operations back."""
+    seen: set[int] = set()
+    pending = [(call, depth)]
+    while pending:
+        here, left = pending.pop()
+        if id(here) not in seen:
+            seen.add(id(here))
+            yield here
+            pending += [(c, left - 1) for c in here.calls] if left else []

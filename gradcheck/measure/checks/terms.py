@@ -56,7 +56,11 @@ def _look(copy: TrainingCopy, batch: Any, made: frozenset[str]) -> _Look:
     if whole is None or not loss.requires_grad or not parameters or not bool(torch.isfinite(loss.detach()).all()):
         return look
     total = abs(float(loss.detach()))
-    led = (direction.away(whole, loss, passes, batch, made), direction.runaway(whole, total) if float(loss.detach()) < 0 else None)
+    led = (
+        direction.away(whole, loss, passes, batch, made),
+        direction.runaway(whole, total) if float(loss.detach()) < 0 else None,
+        direction.ratio(whole, loss),
+    )
     look.led += [term for term in led if term is not None]
     terms = dict(terms_of(whole))
     if len(terms) > 1:

@@ -144,6 +144,31 @@ INDEPENDENT: dict[str, Any] = {
 }
 
 
+class Positions(nn.Module):
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.table, self.read = nn.Parameter(torch.randn(1, 10, D)), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.read(self.table, x.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("read", "mixer", "expected"),
+    [
+        (lambda table, length: table[:, length], nn.Tanh(), True),
+        (lambda table, length: table[0, 0], Attending(True), True),
+        (lambda table, length: table[:, :length], Attending(True), False),
+        (lambda table, length: table[:, length], Recurrent(True), False),
+        (lambda table, length: table[:, torch.tensor(length)], nn.Tanh(), False),  # chosen by data
+        (lambda table, length: 0.0, Attending(True), False),
+    ],
+)
+def test_one_row_of_a_table_for_all_positions(read: Any, mixer: Any, expected: bool) -> None:
+    found = measured(Net(nn.Sequential(Positions(read), mixer)))
+    assert (found.unordered, found.layer) == (expected, "middle.0" if expected else "")
+
+
 @pytest.mark.parametrize("name", MIXING)
 def test_mixing_is_found_and_located(name: str) -> None:
     torch.manual_seed(0)
