@@ -107,6 +107,7 @@ def test_long_columns_keep_their_extremes(tmp_path: Path) -> None:
     ("columns", "loss", "evaluation"),
     [
         (("mean_loss", "boundary_loss", "data_loss"), "mean_loss", None),
+        (("train_mse", "train_r2", "val_mse"), "train_mse", "val_mse"),
         (("nll_loss", "val_nll_loss"), "nll_loss", "val_nll_loss"),
         (("loss", "eval_set0_loss", "eval_set1_loss"), "loss", "eval_set0_loss"),
         (("policy_loss", "loss_total"), "loss_total", None),

@@ -111,6 +111,28 @@ def test_a_loss_that_does_not_fall(fall, severity):
     assert [f.severity for f in findings(log_loss_flat, logged(loss=values))] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize(("late", "severity"), [(0.00005, "warning"), (0.01, None)])
+def test_a_loss_that_only_settles(late, severity):
+    """As measured in public logs of losses of 0.4 and 4e25: next to no noise, and nothing learned after the first points."""
+    values = [1.0 + 0.005 * 0.8**i - late * i / 60 for i in range(60)]
+    assert [f.severity for f in findings(log_loss_flat, logged(loss=values))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "fires"),
+    [
+        ([0.712, 0.717, *[0.6932] * 9, 0.7113, 0.6933], True),  # a restart
+        ([1.4, *[1.387, 1.386] * 6], True),
+        ([*[0.6932] * 30, *[0.69 - 0.003 * i for i in range(50)]], False),  # it leaves it in the end
+        ([0.8, *[0.700, 0.686] * 30], False),
+        ([*[2.5 - 0.01 * i for i in range(60)], *[2.3026] * 9], False),
+    ],
+)
+def test_a_loss_that_stays_that_of_guessing(values, fires):
+    found = [f for f in findings(log_loss_flat, logged(loss=values)) if "guessing" in f.message]
+    assert [f.severity for f in found] == ["warning"] * fires
+
+
 def test_a_second_half_that_brings_nothing():
     found = only(log_loss_flat, logged(loss=[*FALLING, *[FALLING[-1]] * 120]))
     assert found.severity == "info" and "the second half" in found.message
