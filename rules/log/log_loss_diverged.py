@@ -27,6 +27,11 @@ JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
         "blown": Limit(
             100, "times the first level", "measured: SGD at twice the critical rate ends at 7e16 times it; healthy runs below it"
         ),
+        "absurd": Limit(
+            1e4,
+            "times the first level",
+            "measured: SGD at 600 times its rate falls back to 2e21 times it; data that become harder: 46 times at most",
+        ),
         "lost": Limit(0.5, "of what was learned", "heuristic: half of the way back"),
         "again": Limit(
             0.33, "of the rise", "measured: data that become harder: 0.5 to 0.9 in four runs, a fifth has 4 jumps; divergence: 0.01 to 0.18"
@@ -61,8 +66,8 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     warning has to be beyond `noise` (7 standard errors of a level); an error, and anything that is said of a watched run,
     beyond as many standard deviations of single values. At least `points` (20) values. It is a warning, too, where the data may
     have become harder on purpose: the loss comes down again by `again` (a third) of its rise, or rises in `stages` (2) lasting
-    jumps or more, or the evaluation loss stays near its best. Of a watched run that has learned less than `least` (5 %) nothing
-    is said.
+    jumps or more, and ends less than `absurd` (10,000) times as high as it began; or the evaluation loss stays near its best. Of a
+    watched run that has learned less than `least` (5 %) nothing is said.
 
     ## When to ignore it
     When the loss need not fall: adversaries, a curriculum whose data become harder. A log with rewards is not judged. Of a run that is
@@ -126,6 +131,9 @@ def _may_be_meant(log: LogFacts, curve: Curve, limits: Limits) -> bool:
     held_out = log.evaluation.finite.values if log.evaluation is not None else ()
     if held_out and held_out[-1] - min(held_out) < limits["lost"] * (held_out[0] - min(held_out)):
         return True
+    first, last = ends(curve.values)
+    if last > limits["absurd"] * abs(first):
+        return False
     size = max(1, len(curve.values) // PARTS)
     levels = [median(curve.values[i : i + size]) for i in range(0, len(curve.values) - size + 1, size)]
     lowest_part = levels.index(min(levels))

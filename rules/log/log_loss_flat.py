@@ -48,9 +48,9 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `fall` (2 % of the first level) and `noise` (3 standard errors of a level): a warning when the fall stays below both; and when it stays
     below `fall`, and below `still` (0.1 %) after the first fifth of the curve, however smooth that is. `guessing` (0.2 %): a warning
-    when more than half of eight or more values, and the median of the second half, lie that near to ln(k), with k of 2 to 10. `late` (2 % of
-    the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are otherwise not
-    judged, nor are watched runs of fewer than `steps` (500).
+    when more than half of eight or more values, and the median of the second half, lie that near to ln(k), with k of 2 to 10. `late`
+    (2 % of the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are
+    otherwise not judged, nor are watched runs of fewer than `steps` (500).
 
     ## When to ignore it
     When the loss need not fall: adversaries, reinforcement learning; a log that begins late in a run, or after a resumption. Of a run that

@@ -72,6 +72,8 @@ def test_records_that_go_over_the_end_of_a_block(tmp_path: Path) -> None:
     log = read(writers.wandb(tmp_path / "run-abc.wandb", {"loss": values}, {"max_grad_norm": 0.5}), {})
     assert (tmp_path / "run-abc.wandb").stat().st_size > 3 * 32768
     assert log.loss is not None and log.loss.values == pytest.approx(values) and log.clip == 0.5
+    given = read(writers.wandb(tmp_path / "run-def.wandb", {"loss": values}, {"max_grad_norm": 0.5}, given=True), {})
+    assert given.clip == 0.5
 
 
 def test_settings_tell_the_threshold_of_clipping(tmp_path: Path) -> None:

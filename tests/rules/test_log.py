@@ -105,6 +105,13 @@ def test_a_loss_that_explodes_from_its_start(times, severity):
     assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize(("times", "severity"), [(1e20, "error"), (40, "warning")])
+def test_only_a_loss_within_reason_may_have_risen_on_purpose(times, severity):
+    """As measured: SGD at 600 times its rate, whose loss comes down again from the highest value."""
+    loss = [*FALLING, *[3 * times] * 30, *[2 * times] * 30, *[times * (1 + 0.01 * (-1) ** i) for i in range(60)]]
+    assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == [severity]
+
+
 @pytest.mark.parametrize(("fall", "severity"), [(0.0, "warning"), (0.001, "warning"), (0.3, None)])
 def test_a_loss_that_does_not_fall(fall, severity):
     values = [v - fall * i / 60 for i, v in enumerate(ZIGZAG)]
