@@ -112,6 +112,13 @@ def test_only_a_loss_within_reason_may_have_risen_on_purpose(times, severity):
     assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == [severity]
 
 
+def test_the_first_steps_of_a_watched_run_prove_no_divergence():
+    """As measured: SGD with momentum that falls to 0.6 by step 25, is at 1.9 at step 29, and learns."""
+    loss = [1.39 - 0.03 * i for i in range(26)] + [1.2, 1.9, 1.9]
+    assert findings(log_loss_diverged, logged(loss=loss))
+    assert no_verdict(log_loss_diverged, replace(measurement(), course=LogFacts("watched", curve(loss)))) == "not-measured"
+
+
 @pytest.mark.parametrize(("fall", "severity"), [(0.0, "warning"), (0.001, "warning"), (0.3, None)])
 def test_a_loss_that_does_not_fall(fall, severity):
     values = [v - fall * i / 60 for i, v in enumerate(ZIGZAG)]
