@@ -8,7 +8,7 @@ from gradcheck.live.step_timer import StepTimer
 
 EARLY = 4  # the first steps, all measured: they warm up, and their cost is not part of the share
 HELD = 0.8  # of the share that is used: what hooks push out of the processor's caches is felt by the steps, and not seen by the clock
-UNAVOIDABLE = 0.75  # of the share, at the most, for the hooks of other steps: very small steps are looked at now and then, too
+UNAVOIDABLE = 0.5  # of the share, at the most, for the hooks of other steps: very small steps are looked at now and then, too
 PATIENCE = 30.0  # seconds after which a step closer than EVERY may be measured: steps of large models take long
 
 

@@ -42,6 +42,7 @@ NAMES: Mapping[Role, tuple[str, ...]] = {
         "gradcheck_gradient_norm",
     ),
 }
+KINDS = ("loss", "mse", "nll", "bce", "ce")  # words for losses; where no column is called by one, the next is looked for
 _CLIPS = ("max_grad_norm", "gradient_clip_val", "grad_clip", "clip_grad_norm", "clip_grad", "max_norm", "gradient_clipping")
 
 
@@ -95,7 +96,10 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 
 def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
     """`columns`: role -> the user's choice. Raises ConfigError for a column that the log has not, and where none is a loss."""
-    chosen = {role: _column(table, role, columns.get(role)) for role in ROLES}
+    for kind in KINDS:
+        chosen = {role: _column(table, role, columns.get(role), kind) for role in ROLES}
+        if chosen["loss"] is not None or chosen["evaluation"] is not None:
+            break
     used = {c.name for c in chosen.values() if c is not None}
     others = tuple(name for name in table.columns if name not in used)
     if chosen["loss"] is None and chosen["evaluation"] is None:
@@ -106,22 +110,22 @@ def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -
     return LogFacts(table.format, **chosen, clip=clip if clip is not None else known, others=others)
 
 
-def _column(table: Table, role: Role, wanted: str | None) -> Curve | None:
+def _column(table: Table, role: Role, wanted: str | None, kind: str) -> Curve | None:
     if wanted is not None and wanted not in table.columns:
         raise ConfigError(f"the log has no column {wanted!r}", hint=f"its columns: {', '.join(list(table.columns)[:20])}")
     known = {plain(name): name for name in reversed(table.columns)}
-    name = wanted or next((known[n] for n in NAMES[role] if n in known), None) or _resembling(known, role)
+    name = wanted or next((known[n] for n in NAMES[role] if n in known), None) or _resembling(known, role, kind)
     return _curve(name, table.columns[name]) if name is not None else None
 
 
-def _resembling(known: Mapping[str, str], role: Role) -> str | None:
-    """A column whose name is none of the usual ones. `known`: plain name -> name, the last column first."""
+def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
+    """A column whose name is none of the usual ones. `known`: plain name -> name, the last column first; `kind`: a word for losses."""
     words = {n: n.split("_") for n in reversed(list(known))}
     if role == "rate":  # Lightning's monitor names them after the optimizer
         return next((known[n] for n in words if n.startswith(("lr_", "train_lr_"))), None)
     if role == "norm":
         return None
-    losses = [n for n, w in words.items() if "loss" in w and any(x in _EVALUATION for x in w) == (role == "evaluation")]
+    losses = [n for n, w in words.items() if kind in w and any(x in _EVALUATION for x in w) == (role == "evaluation")]
     if role == "evaluation":  # of several sets the first
         return known[losses[0]] if losses else None
     whole = [n for n in losses if any(x in _WHOLE for x in words[n])] or losses

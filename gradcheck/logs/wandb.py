@@ -13,7 +13,8 @@ from gradcheck.logs.table import Table
 FORMAT = "a local run of Weights & Biases"
 _MAGIC = b":W&B"
 _BLOCK, _HEADER = 32768, 7
-_HISTORY, _CONFIG = 2, 5  # numbers of fields in a Record
+_HISTORY, _CONFIG, _RUN = 2, 5, 17  # numbers of fields in a Record
+_GIVEN = 4  # in a run: the settings that `wandb.init` was given; later ones come by themselves
 _KEY, _NESTED, _JSON = 1, 2, 16  # in an item of either
 
 
@@ -28,7 +29,8 @@ def read(path: Path) -> Table:
         known = fields(record)
         for history in known.get(_HISTORY, ()):
             rows.append(_items(history, 1))
-        for config in known.get(_CONFIG, ()):
+        given = [config for run in known.get(_RUN, ()) for config in fields(run).get(_GIVEN, ())]
+        for config in (*given, *known.get(_CONFIG, ())):
             table.settings |= _items(config, 1)
     table.add_rows(rows)
     return table

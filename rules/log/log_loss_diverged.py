@@ -20,10 +20,18 @@ JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
     needs=("log",),
     limits={
         "points": Limit(20, "points", "heuristic: a tenth of them is two at least"),
+        "steps": Limit(
+            200, "steps of a watched run", "measured: healthy SGD falls to 0.61 by step 25, is at 1.9 at step 29, and ends at 0.003"
+        ),
         "learned": Limit(0.2, "of the first level", "heuristic: a run that has learned so much, and loses all of it, has diverged"),
         "least": Limit(0.05, "of the first level", "heuristic: a watched run that has learned less may have nothing to lose yet"),
         "blown": Limit(
             100, "times the first level", "measured: SGD at twice the critical rate ends at 7e16 times it; healthy runs below it"
+        ),
+        "absurd": Limit(
+            1e4,
+            "times the first level",
+            "measured: SGD at 600 times its rate falls back to 2e21 times it; data that become harder: 46 times at most",
         ),
         "lost": Limit(0.5, "of what was learned", "heuristic: half of the way back"),
         "again": Limit(
@@ -57,10 +65,10 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error, as is one that ends
     `blown` (100) times as high as it began. `lost` (50 %): a warning when it ends so far up the way that it had come down. A
     warning has to be beyond `noise` (7 standard errors of a level); an error, and anything that is said of a watched run,
-    beyond as many standard deviations of single values. At least `points` (20) values. It is a warning, too, where the data may
-    have become harder on purpose: the loss comes down again by `again` (a third) of its rise, or rises in `stages` (2) lasting
-    jumps or more, or the evaluation loss stays near its best. Of a watched run that has learned less than `least` (5 %) nothing
-    is said.
+    beyond as many standard deviations of single values. At least `points` (20) values, or `steps` (200) of a watched run. It is a
+    warning, too, where the data may have become harder on purpose: the loss comes down again by `again` (a third) of its rise, or
+    rises in `stages` (2) lasting jumps or more, and ends less than `absurd` (10,000) times as high as it began; or the evaluation
+    loss stays near its best. Of a watched run that has learned less than `least` (5 %) nothing is said.
 
     ## When to ignore it
     When the loss need not fall: adversaries, a curriculum whose data become harder. A log with rewards is not judged. Of a run that is
@@ -89,7 +97,7 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     if led_by_rewards(log):
         return not_applicable(REWARDS)
     curve = loss.finite
-    if len(curve.values) < limits["points"]:
+    if len(curve.values) < limits["points" if m.log is not None else "steps"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     (first, last), (step, best) = ends(curve.values), lowest(curve)
     learned, lost = first - best, last - best
@@ -124,6 +132,9 @@ def _may_be_meant(log: LogFacts, curve: Curve, limits: Limits) -> bool:
     held_out = log.evaluation.finite.values if log.evaluation is not None else ()
     if held_out and held_out[-1] - min(held_out) < limits["lost"] * (held_out[0] - min(held_out)):
         return True
+    first, last = ends(curve.values)
+    if last > limits["absurd"] * abs(first):
+        return False
     size = max(1, len(curve.values) // PARTS)
     levels = [median(curve.values[i : i + size]) for i in range(0, len(curve.values) - size + 1, size)]
     lowest_part = levels.index(min(levels))

@@ -72,6 +72,8 @@ def test_records_that_go_over_the_end_of_a_block(tmp_path: Path) -> None:
     log = read(writers.wandb(tmp_path / "run-abc.wandb", {"loss": values}, {"max_grad_norm": 0.5}), {})
     assert (tmp_path / "run-abc.wandb").stat().st_size > 3 * 32768
     assert log.loss is not None and log.loss.values == pytest.approx(values) and log.clip == 0.5
+    given = read(writers.wandb(tmp_path / "run-def.wandb", {"loss": values}, {"max_grad_norm": 0.5}, given=True), {})
+    assert given.clip == 0.5
 
 
 def test_settings_tell_the_threshold_of_clipping(tmp_path: Path) -> None:
@@ -107,6 +109,7 @@ def test_long_columns_keep_their_extremes(tmp_path: Path) -> None:
     ("columns", "loss", "evaluation"),
     [
         (("mean_loss", "boundary_loss", "data_loss"), "mean_loss", None),
+        (("train_mse", "train_r2", "val_mse"), "train_mse", "val_mse"),
         (("nll_loss", "val_nll_loss"), "nll_loss", "val_nll_loss"),
         (("loss", "eval_set0_loss", "eval_set1_loss"), "loss", "eval_set0_loss"),
         (("policy_loss", "loss_total"), "loss_total", None),

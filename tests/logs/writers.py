@@ -87,10 +87,10 @@ def event_file(path: Path, columns: Columns, tensors: bool = False) -> Path:
     return path
 
 
-def wandb(path: Path, columns: Columns, config: Mapping[str, Any] = {}) -> Path:
-    """Records in blocks of 32 KiB, cut where a block ends."""
+def wandb(path: Path, columns: Columns, config: Mapping[str, Any] = {}, given: bool = False) -> Path:
+    """Records in blocks of 32 KiB, cut where a block ends. `given`: the settings were given when the run began."""
     items = [_field(1, _field(1, k.encode()) + _field(16, json.dumps(v).encode())) for k, v in config.items()]
-    records = [_field(5, b"".join(items))]
+    records = [_field(17, _field(1, b"abc") + _field(4, b"".join(items))) if given else _field(5, b"".join(items))]
     for i, row in enumerate(zip(*columns.values(), strict=True)):
         pairs = {"_step": i, **dict(zip(columns, row, strict=True))}
         history = b"".join(_field(1, _field(2, k.encode()) + _field(16, json.dumps(v).encode())) for k, v in pairs.items())

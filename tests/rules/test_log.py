@@ -105,10 +105,46 @@ def test_a_loss_that_explodes_from_its_start(times, severity):
     assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize(("times", "severity"), [(1e20, "error"), (40, "warning")])
+def test_only_a_loss_within_reason_may_have_risen_on_purpose(times, severity):
+    """As measured: SGD at 600 times its rate, whose loss comes down again from the highest value."""
+    loss = [*FALLING, *[3 * times] * 30, *[2 * times] * 30, *[times * (1 + 0.01 * (-1) ** i) for i in range(60)]]
+    assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == [severity]
+
+
+def test_the_first_steps_of_a_watched_run_prove_no_divergence():
+    """As measured: SGD with momentum that falls to 0.6 by step 25, is at 1.9 at step 29, and learns."""
+    loss = [1.39 - 0.03 * i for i in range(26)] + [1.2, 1.9, 1.9]
+    assert findings(log_loss_diverged, logged(loss=loss))
+    assert no_verdict(log_loss_diverged, replace(measurement(), course=LogFacts("watched", curve(loss)))) == "not-measured"
+
+
 @pytest.mark.parametrize(("fall", "severity"), [(0.0, "warning"), (0.001, "warning"), (0.3, None)])
 def test_a_loss_that_does_not_fall(fall, severity):
     values = [v - fall * i / 60 for i, v in enumerate(ZIGZAG)]
     assert [f.severity for f in findings(log_loss_flat, logged(loss=values))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("late", "severity"), [(0.00005, "warning"), (0.01, None)])
+def test_a_loss_that_only_settles(late, severity):
+    """As measured in public logs of losses of 0.4 and 4e25: next to no noise, and nothing learned after the first points."""
+    values = [1.0 + 0.005 * 0.8**i - late * i / 60 for i in range(60)]
+    assert [f.severity for f in findings(log_loss_flat, logged(loss=values))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "fires"),
+    [
+        ([0.712, 0.717, *[0.6932] * 9, 0.7113, 0.6933], True),  # a restart
+        ([1.4, *[1.387, 1.386] * 6], True),
+        ([*[0.6932] * 30, *[0.69 - 0.003 * i for i in range(50)]], False),  # it leaves it in the end
+        ([0.8, *[0.700, 0.686] * 30], False),
+        ([*[2.5 - 0.01 * i for i in range(60)], *[2.3026] * 9], False),
+    ],
+)
+def test_a_loss_that_stays_that_of_guessing(values, fires):
+    found = [f for f in findings(log_loss_flat, logged(loss=values)) if "guessing" in f.message]
+    assert [f.severity for f in found] == ["warning"] * fires
 
 
 def test_a_second_half_that_brings_nothing():
