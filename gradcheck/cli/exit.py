@@ -147,11 +147,11 @@ def _replaced(error: Exception) -> str:
     """The function of the standard library, in whose place is something else that raised this error or cannot be called; "" for none."""
     from gradcheck.cli.processes import is_users
 
-    codes, trace = [], error.__traceback__
-    names: tuple[str, ...] = ()
+    trace, codes = error.__traceback__, []
     while trace is not None:
         codes.append(trace.tb_frame.f_code)
-        names, trace = codes[-1].co_names, trace.tb_next
+        trace = trace.tb_next
+    names = codes[-1].co_names if codes else ()
     said = str(error) if isinstance(error, TypeError) and "is not callable" in str(error) else ""
     for module in sorted(sys.stdlib_module_names & sys.modules.keys()):
         for name, value in list(vars(sys.modules[module]).items()):

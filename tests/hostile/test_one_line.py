@@ -183,6 +183,8 @@ def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:
         "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
         "        except AttributeError:\n            return self\ndef build_model():\n    return M(8, 4)\n",
         "def build_model():\n    model = nn.Linear(8, 4)\n    torch.set_default_device('meta')\n    return model\n",
+        "class M(nn.Linear):\n    def parameters(self, *a, **k):\n        return [1, 2]\ndef build_model():\n    return M(8, 4)\n",
+        "class M(nn.Linear):\n    def modules(self):\n        return 7\ndef build_model():\n    return M(8, 4)\n",
         "class M(nn.Linear):\n    def __hash__(self):\n        raise TypeError('no')\ndef build_model():\n    return M(8, 4)\n",
         "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
         "        except AttributeError:\n            raise RuntimeError(name) from None\ndef build_model():\n    return M(8, 4)\n",
