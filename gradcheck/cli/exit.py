@@ -125,10 +125,18 @@ def _say_interrupted() -> NoReturn:
 def _say_bug(error: Exception) -> None:
     import traceback
 
+    from gradcheck.cli.processes import is_users, place_of
+
     replaced = _replaced(error)
     if replaced:
         complain(f"error: the code that is run has replaced {replaced}, which gradcheck needs: {type(error).__name__}: {error}")
         complain("help: leave the standard library as it is, or put it back before the model is made")
+        return
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    if last and is_users(last[0].filename):  # a property, a `__hash__`, a `__getattr__`: what everybody may ask of an object
+        where = place_of(last[0].filename, last[0].lineno or 0, last[0].name)
+        complain(f"error: {where}, raised {' '.join(f'{type(error).__name__}: {error}'.split())}"[:LONGEST])
+        complain("help: correct it there: gradcheck and torch ask this of every model")
         return
     complain("".join(traceback.format_exception(error)).rstrip("\n"))
     complain(f"error: gradcheck failed: {type(error).__name__}: {error}")
@@ -139,11 +147,11 @@ def _replaced(error: Exception) -> str:
     """The function of the standard library, in whose place is something else that raised this error or cannot be called; "" for none."""
     from gradcheck.cli.processes import is_users
 
-    codes, trace = [], error.__traceback__
-    names: tuple[str, ...] = ()
+    trace, codes = error.__traceback__, []
     while trace is not None:
         codes.append(trace.tb_frame.f_code)
-        names, trace = codes[-1].co_names, trace.tb_next
+        trace = trace.tb_next
+    names = codes[-1].co_names if codes else ()
     said = str(error) if isinstance(error, TypeError) and "is not callable" in str(error) else ""
     for module in sorted(sys.stdlib_module_names & sys.modules.keys()):
         for name, value in list(vars(sys.modules[module]).items()):

@@ -63,7 +63,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
 }
 # What people type -> what does it.
 COMMANDS = {
-    **dict.fromkeys(("check", "lint", "run", "test"), "scan"),
+    **dict.fromkeys(("check", "lint", "run", "test", "train"), "scan"),
     "explain": "rule",
     **dict.fromkeys(("show", "view", "open"), "report"),
     "compare": "diff",
@@ -74,6 +74,8 @@ OPTIONS = {
     "--sarif": "--output sarif:gradcheck.sarif",
     "--markdown": "--output markdown",
     **dict.fromkeys(("-o", "--out"), "--output FORMAT:FILE"),
+    **dict.fromkeys(("--gpu", "--cuda"), "--device cuda"),
+    "--explain": "gradcheck rule NAME",
     **{name: f"-- {name} N: the arguments of the script come after --" for name in ("--epochs", "--batch-size")},
     **dict.fromkeys(("-v", "--verbose"), "--show-passed"),
 }
@@ -141,7 +143,7 @@ def refuse(ctx: Any, error: Any) -> None:
     if "UsageError" not in kinds or "NoArgsIsHelpError" in kinds:
         return
     near = [o for o in getattr(error, "possibilities", None) or () if o.startswith("--")]
-    hint = f"did you mean {near[0]}?" if near else shlex.join([*_path(ctx), "--help"])
+    hint = OPTIONS.get(getattr(error, "option_name", "")) or (f"did you mean {near[0]}?" if near else shlex.join([*_path(ctx), "--help"]))
     give_up(error.format_message().rstrip("."), hint)
 
 
@@ -189,6 +191,8 @@ class Group(typer.core.TyperGroup):
         if _names_a_target(word) and ctx.parent is None:
             words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else [word, *rest]
             give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "scan", *words]))
+        if _names_a_rule(word):
+            give_up(f"{word!r} is not a command", f"gradcheck rule {word}")
         near, path = closest(word, self.list_commands(ctx)), _path(ctx)
         hint = f"did you mean {shlex.join([*path, near])}?" if near else f"{shlex.join(path)} --help lists the commands"
         give_up(f"there is no command {word!r}", hint)
@@ -205,6 +209,12 @@ def _names_a_target(word: str) -> bool:
     from pathlib import Path
 
     return ".py" in word or ".ipynb" in word or ":" in word or "/" in word or word == "." or Path(word).is_dir() or _starts_a_program(word)
+
+
+def _names_a_rule(word: str) -> bool:
+    from gradcheck.judge.registry import builtin_rules, find_rule
+
+    return find_rule(word, builtin_rules()) is not None
 
 
 def _starts_a_program(word: str) -> bool:

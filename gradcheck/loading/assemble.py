@@ -25,10 +25,10 @@ _INPUT_STREAM = 7919
 
 def assemble(parts: Parts) -> Workload:
     """Raises TargetError when the model has nothing to train, runs on no input, or has no loss."""
+    _refuse_without_parameters(parts.model)
     moved = place_module(parts.model, parts.device, parts.dtype)
     if isinstance(parts.loss, nn.Module):
         moved |= place_module(parts.loss, parts.device, parts.dtype)
-    _refuse_without_parameters(parts.model)
     with preserve_rng():
         data = _data(parts)
         val = [placed(parts, batch) for batch in parts.val.batches] if parts.val else []
@@ -54,7 +54,13 @@ def assemble(parts: Parts) -> Workload:
 
 
 def _refuse_without_parameters(model: nn.Module) -> None:
-    parameters = list(model.parameters())
+    try:
+        parameters, modules = list(model.parameters()), list(model.modules())
+    except TypeError:  # what they return is no iterable
+        parameters, modules = [], []
+    if not modules or not all(isinstance(p, torch.Tensor) for p in parameters) or not all(isinstance(m, nn.Module) for m in modules):
+        hint = "torch asks them, too: leave them to nn.Module"
+        raise TargetError(f"parameters() or modules() of the model ({type(model).__name__}) return something else", hint=hint)
     if not any(p.requires_grad for p in parameters):
         what = "has no parameters" if not parameters else f"has no trainable parameters: all {len(parameters)} are frozen"
         hint = (

@@ -106,7 +106,7 @@ def _size(file: Path) -> int:
     size = file.stat().st_size
     if not zipfile.is_zipfile(file):
         return size
-    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file) as archive:
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError), zipfile.ZipFile(file) as archive:
         size = max(size, sum(member.file_size for member in archive.infolist()))
     return size
 

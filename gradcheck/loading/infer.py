@@ -197,11 +197,11 @@ def _is_language_model(output: torch.Tensor, tokens: torch.Tensor) -> bool:
 
 
 def _are_probabilities(output: torch.Tensor, axis: int) -> bool:
-    return bool((output >= 0).all()) and bool(((output.float().sum(axis) - 1).abs() < _ROUNDING).all())
+    return not output.is_complex() and bool((output >= 0).all()) and bool(((output.float().sum(axis) - 1).abs() < _ROUNDING).all())
 
 
 def _are_log_probabilities(output: torch.Tensor, axis: int) -> bool:
-    return bool((output <= 0).all()) and bool((output.float().logsumexp(axis).abs() < _ROUNDING).all())
+    return not output.is_complex() and bool((output <= 0).all()) and bool((output.float().logsumexp(axis).abs() < _ROUNDING).all())
 
 
 def _is_binary(target: torch.Tensor) -> bool:

@@ -34,12 +34,17 @@ def set_aside(tensors: Sequence[torch.Tensor], *, files: bool) -> list[torch.Ten
 
     Raises TargetError where the disk lacks room, too.
     """
-    size = sum(t.nbytes for t in tensors)
+    size = sum(map(_memory, tensors))
     free = free_memory(torch.device("cpu")) if files else None
     short = free is not None and size > ROOM * free
     filed = [i for i, t in enumerate(tensors) if files and (t.is_cpu or short) and t.numel() and is_plain(t)]
     found = dict(zip(filed, _in_file([tensors[i] for i in filed]), strict=True))
     return [found[i] if i in found else t.detach().to("cpu", copy=True) for i, t in enumerate(tensors)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """In bytes: `nbytes` raises for sparse tensors."""
+    return tensor.numel() * tensor.element_size()
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -73,7 +78,7 @@ def dropping(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tup
     read = 0
     for pair in pairs:
         yield pair
-        read += pair[1].nbytes
+        read += _memory(pair[1])
         if read > AT_ONCE:
             drop_pages()
             read = 0

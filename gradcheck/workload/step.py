@@ -67,7 +67,9 @@ def own_loss_of(output: Any) -> torch.Tensor | None:
 
 def _is_scalar(value: Any) -> bool:
     """Losses gathered from replicas, and those of some libraries, come as a vector with one entry."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and (value.ndim == 0 or value.shape == (1,))
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return False
+    return value.is_floating_point() and (value.ndim == 0 or value.shape == (1,))
 
 
 def as_scalar(value: Any) -> torch.Tensor:

@@ -183,6 +183,18 @@ def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:
         "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
         "        except AttributeError:\n            return self\ndef build_model():\n    return M(8, 4)\n",
         "def build_model():\n    model = nn.Linear(8, 4)\n    torch.set_default_device('meta')\n    return model\n",
+        "class M(nn.Linear):\n    def parameters(self, *a, **k):\n        return [1, 2]\ndef build_model():\n    return M(8, 4)\n",
+        "class M(nn.Linear):\n    def modules(self):\n        return 7\ndef build_model():\n    return M(8, 4)\n",
+        "class M(nn.Linear):\n    def __hash__(self):\n        raise TypeError('no')\ndef build_model():\n    return M(8, 4)\n",
+        "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
+        "        except AttributeError:\n            raise RuntimeError(name) from None\ndef build_model():\n    return M(8, 4)\n",
+        "class M(nn.Linear):\n    def forward(self, x):\n        return torch.nested.nested_tensor([super().forward(r) for r in x])\n"
+        "def build_model():\n    return M(8, 4)\n",
+        "class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = nn.Parameter(torch.randn(4, 8).to_sparse())\n"
+        "    def forward(self, x):\n        return torch.sparse.mm(self.w, x.t()).t()\ndef build_model():\n    return M()\n",
+        "class M(nn.Linear):\n    def forward(self, x):\n        return super().forward(x).to(torch.cfloat)\n"
+        "def build_model():\n    return M(8, 4)\n",
     ],
 )
 def test_an_odd_model_is_measured_or_refused(text: str, gradcheck: Run) -> None:
