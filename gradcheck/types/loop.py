@@ -234,6 +234,7 @@ class LoopFacts:
     adversary: LoopAdversary | None = None  # where both are followed for long enough
     opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
+    rewarded: bool = False  # a training of the script, this one or another, is a policy gradient
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     reads: LoopReads | None = None  # where something is wrong with them
