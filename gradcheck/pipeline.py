@@ -16,6 +16,7 @@ from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError, TargetError
+from gradcheck.instrument.surrogate import POLICY_GRADIENTS
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
@@ -119,9 +120,22 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
         if not is_rank_zero():
             return []
-        found = [report for report in reports if report is not None]
+        found = _rewarded([report for report in reports if report is not None], settings)
         explain_ending(run, spec, found)
         return [_after_script(report, before, spent) for report in found]
+
+
+def _rewarded(reports: list[Report], settings: Settings) -> list[Report]:
+    """Beside a policy gradient, what other trainings of the script regress on is what the policy earned: judged again, knowing that."""
+    if not any(m.probe.surrogate in POLICY_GRADIENTS for r in reports for m in r.measurements):
+        return reports
+    again = []
+    for report in reports:
+        told = tuple(replace(m, loop=replace(m.loop, rewarded=True)) if m.loop is not None else m for m in report.measurements)
+        findings, suppressed, states = judge(list(told), chosen(settings), settings)
+        changed = replace(report, findings=findings, suppressed=suppressed, rules=states, measurements=told)
+        again.append(asserted(changed, settings))
+    return again
 
 
 def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None, tick: Progress) -> Report | None:

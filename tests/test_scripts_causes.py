@@ -10,7 +10,7 @@ from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_script
 from gradcheck.types.finding import Finding
-from tests.scripts import written
+from tests.scripts import codes, complaints, scan, written
 
 START = """
 import copy
@@ -377,3 +377,60 @@ def test_a_model_that_is_not_built_as_meant(name, wrong, code, severity, tmp_pat
 def test_dropout_that_the_code_asks_for_in_evaluation_is_meant(tmp_path):
     text = MODEL.replace("HEADS", RIGHT["HEADS"]).replace("DIM", "1").replace("DROP", "F.dropout(h, 0.5, training=True)")
     assert findings(tmp_path, text, "REG003") == []
+
+
+# An agent whose rewards grow as it gets further. Trained on, it learns: what it learns from moves with what it is.
+ITS_OWN_TARGET = """
+from torch.autograd import Variable
+
+net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+places, samples = torch.eye(8), torch.arange(32)
+for step in range(60):
+    place, action = torch.randint(8, (32,)), torch.randint(2, (32,))
+    reward = 1.0 if step < 45 else 40.0
+    following = net(places[(place + 2 * action - 1) % 8]).max(1)[0]
+    target = reward + 0.99 * following
+    loss = (net(places[place])[samples, action] - CUT).pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("cut", ["target.detach()", "Variable(target.data)"])
+def test_a_loss_whose_target_the_model_makes_itself_may_rise(cut, tmp_path):
+    (report,) = scan(written(tmp_path, START + ITS_OWN_TARGET.replace("CUT", cut)), quiet=True, steps=60)
+    assert report.measurement.probe.surrogate and complaints([report]) == []
+
+
+# The rewards of a policy reach the value net by way of numpy, as those of an environment do.
+RETURNS = """
+import numpy as np
+
+policy = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2))
+value = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+policies = torch.optim.Adam(policy.parameters(), 1e-3)
+values = torch.optim.Adam(value.parameters(), 1e-3)
+numbers = np.random.default_rng(0)
+for epoch in range(6):
+    states = numbers.normal(size=(64, 4)).astype(np.float32)
+    with torch.no_grad():
+        actions = torch.distributions.Categorical(logits=policy(torch.as_tensor(states))).sample().numpy()
+    earned = (50 * states[:, 0] * (2 * actions - 1) + 30).astype(np.float32)
+    seen, returns = torch.as_tensor(states), torch.as_tensor(earned)
+    chosen = torch.distributions.Categorical(logits=policy(seen)).log_prob(torch.as_tensor(actions))
+    loss = -(chosen * (returns - returns.mean()) / returns.std()).mean()
+    policies.zero_grad()
+    loss.backward()
+    policies.step()
+    for _ in range(4):
+        error = F.mse_loss(value(seen).squeeze(1), returns)
+        values.zero_grad()
+        error.backward()
+        values.step()
+"""
+
+
+def test_what_a_policy_earns_is_no_data(tmp_path):
+    assert "DATA003" not in codes(scan(written(tmp_path, START + RETURNS), quiet=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,13 @@ class Forward:
             return recording.tape.function(original, (tensor, kind), {})
 
         return as_subclass
+
+    def making_variable(self, kind: type, *args: Any, **kwargs: Any) -> Any:
+        """`Variable(tensor)`, which cuts the gradient off as `detach()` does."""
+        recording = self.recording
+        if recording.busy or recording.depth or len(args) != 1 or kwargs.get("requires_grad") or not recording.tape.recording:
+            return type.__call__(kind, *args, **kwargs)
+        return recording.tape.function(_Detached(kind), args, kwargs)
 
     def before(self, module: nn.Module, args: Any) -> None:
         recording = self.recording
@@ -120,6 +128,15 @@ class Forward:
                 tape.put_out(node, output)
             finally:
                 recording.busy -= 1
+
+
+@dataclass(frozen=True)
+class _Detached:
+    kind: type
+    __name__ = "detach"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type.__call__(self.kind, *args, **kwargs)
 
 
 def _holds_anything(module: nn.Module) -> bool:

@@ -65,6 +65,8 @@ class Installation:
         applied = vars(torch.autograd.Function)["apply"].__func__
         self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(applied)))
         wrap(torch.Tensor, "as_subclass", self.forward.retyping)
+        variable = self.forward.making_variable
+        self._patches.put(type(torch.autograd.Variable), "__call__", lambda kind, *args, **kwargs: variable(kind, *args, **kwargs))
         wrap(_BaseDataLoaderIter, "__next__", self._fetching)
         self.reads.install(self._patches)
 

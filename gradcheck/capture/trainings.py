@@ -53,7 +53,7 @@ class Training:
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
         """
-        own = own_run(self.loop)
+        own = replace(own_run(self.loop), surrogate=m.probe.surrogate)
         if outcome(own, m.chance) == "diverges" and outcome(m.probe, m.chance) != "diverges":
             m = replace(m, probe=own)  # on other data, or later, than the probe
         m = replace(m, probe=replace(m.probe, beside=self.several or self.brief))

@@ -226,6 +226,14 @@ def _entropy(share: torch.Tensor) -> torch.Tensor:
     return -torch.special.xlogy(share, share)
 
 
+def _spread(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The weight of each entry of a target; 1 where they do not fit, which the call itself says."""
+    try:
+        return weight.detach().cpu().double().broadcast_to(target.shape)
+    except RuntimeError:
+        return torch.ones(target.shape, dtype=torch.double, device="cpu")
+
+
 @torch.no_grad()
 def chance_level(
     function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any], *, fewest_labels: int = 10
@@ -234,6 +242,7 @@ def chance_level(
 
     Cross entropy: the entropy of the class frequencies when there are at least `fewest_labels` labels a class, else
     log(classes): the entropy of a few labels among many classes says little; of soft targets that of their mean.
+    Binary cross entropy: the entropy of the share of positives, each counted `pos_weight` times; the other entries are not weighed.
     Squared error: the variance; absolute error: the mean distance from the median. None for losses without such a
     level, and for sums over the batch.
     """
@@ -258,9 +267,12 @@ def chance_level(
     if t.numel() == 0 or not torch.isfinite(t).all():
         return None, None
     if function.startswith("binary_cross_entropy"):
-        p = min(max(t.mean().item(), 0.0), 1.0)
+        weight = options.get("pos_weight")
+        positives = t * torch.cat([_spread(weight, x).reshape(-1) for x in targets]) if weight is not None else t
+        total = (positives + 1 - t).mean().item()
+        p = min(max(positives.mean().item() / total, 0.0), 1.0) if total > 0 else 0.0
         entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
-        return entropy, math.log(2)
+        return total * entropy, total * math.log(2)
     if function == "mse_loss":
         return t.var(correction=0).item(), None
     if function == "l1_loss":

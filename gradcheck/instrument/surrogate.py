@@ -15,6 +15,7 @@ from gradcheck.workload.device import on_host
 
 BOTH_SIGNS = "it weighs what the model outputs with factors of both signs, as policy gradients do"
 OWN_PAST = "it is computed from what the model did in earlier steps"
+POLICY_GRADIENTS = (BOTH_SIGNS, OWN_PAST)
 DETACHED = "it depends on the weights through detached values as well"
 
 STOPPED = 0.02  # of the derivative: the share of detached values in it when they are more than a formality

@@ -237,6 +237,7 @@ class LoopFacts:
     played_against: bool = False  # the reverse: another training's loss goes through its weights
     along: str = ""  # the opposed training whose loss moves what its weights say of this one's samples the same way as this one's does
     along_site: Location | None = None  # where this one's loss asks it
+    rewarded: bool = False  # a training of the script, this one or another, is a policy gradient
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     reads: LoopReads | None = None  # where something is wrong with them

@@ -14,8 +14,10 @@ SAME = 1e-2  # of the loss's decrease: two losses closer than this count as equa
 
 
 def last_with(m: Measurement, value: Callable[[Snapshot], float | None]) -> Layer | None:
-    """The last head, else the last norm, for which the value was measured."""
-    known = [x for x in in_order(m) if (s := x.at(0)) is not None and value(s) is not None]
+    """The last head, else the last norm, for which the value was measured; not of a net that this training leaves as it is."""
+    held = {p.layer for p in m.parameters}
+    others = held - {p.layer for p in m.parameters if p.trainable}
+    known = [x for x in in_order(m) if x.name not in others and (s := x.at(0)) is not None and value(s) is not None]
     heads = [x for x in known if x.head]
     norms = [x for x in known if x.kind == "norm"]
     return heads[-1] if heads else (norms[-1] if norms else None)
@@ -68,7 +70,8 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     The mean pairwise cosine of the features that reach the head (else the last normalization), over samples and
     over the tokens of each sample, before the first step and at the last measured one (step 3 at least: the
     class token of a vision transformer carries nothing at the start). The smaller of the two counts. Branches,
-    such as the output of attention, are not looked at.
+    such as the output of attention, are not looked at, nor are layers that are not trained: a generator's first samples are one
+    point to a discriminator.
 
     Embeddings are looked at where the loss takes nothing but what the model makes of its inputs: the standard deviation of the
     normalised embeddings over the samples times the root of their width (1 for points all around, 0 for one point), before

@@ -62,7 +62,7 @@ def unscaled_target(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     A standard deviation above `largest-std` 10 or below `smallest-std` 0.01, or a mean beyond `offset` 3 standard deviations and
     `large-mean` 3: a warning, advice when the probe learns clearly. The offset alone is advice. Heuristics. Outputs that have the targets'
-    mean and scale from the start are exempt: such a model scales them itself.
+    mean and scale from the start are exempt: such a model scales them itself. So are scripts that train a policy: its returns are no data.
 
     ## When to ignore it
     When the output reaches the targets later than the probe ends, and you can wait.
@@ -82,6 +82,8 @@ def unscaled_target(m: Measurement, limits: Limits) -> Verdict:
     """
     if not m.data.given:
         return not_applicable(SYNTHETIC)
+    if m.loop is not None and m.loop.rewarded:
+        return not_applicable("the script trains a policy: what its values are compared with is earned, and no data")
     targets = [t for t in _targets(m) if t.count >= FEWEST_TARGETS and t.std > 0 and math.isfinite(t.mean) and math.isfinite(t.std)]
     if not targets:
         return not_applicable("no regression loss with several different targets")

@@ -52,6 +52,13 @@ def test_chance_is_the_best_constant_prediction(target, smoothing):
     assert chance_level("cross_entropy", 4, [target], {"label_smoothing": smoothing})[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_chance_counts_positives_as_their_weight_does():
+    target, weight = (torch.arange(200) % 10 == 0).float(), torch.tensor(9.0)
+    costs = [F.binary_cross_entropy_with_logits(torch.full((200,), z), target, pos_weight=weight).item() for z in (-1.0, 0.0, 1.0)]
+    chance, uniform = chance_level("binary_cross_entropy_with_logits", None, [target], {"pos_weight": weight})
+    assert chance == pytest.approx(min(costs), abs=1e-5) and uniform == pytest.approx(costs[1], abs=1e-5)
+
+
 def test_a_large_vocabulary_takes_little_memory():
     """A square matrix of GPT-2's vocabulary takes 20 GB."""
     words, smoothing = 500_000, 0.1

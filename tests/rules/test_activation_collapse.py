@@ -8,7 +8,7 @@ import pytest
 
 from gradcheck.rules.activation.collapsed_representation import collapsed_representation
 from gradcheck.types.checks import Embeddings
-from tests.literals import STEPS, falling, layer, location, measurement, optimizer, run, snapshots
+from tests.literals import STEPS, falling, layer, location, measurement, optimizer, parameter, run, snapshots
 from tests.rules.models import FAILS, SHORT
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -45,6 +45,10 @@ class TestCollapsedRepresentation:
         assert f.severity == "warning" and "all samples reach head as the same vector: 1 - cosine is 1e-05 (limit 1e-04)" in f.message
         assert f.location == location(40)
         assert severities(collapsed_representation, similar(0.99999)) == ["info"]
+
+    def test_what_another_net_sees_is_not_judged(self):
+        weights = (parameter("head.weight", layer="head", trainable=False),)
+        assert no_verdict(collapsed_representation, similar(0.99999, parameters=weights, **FAILS)) == "not-applicable"
 
     def test_class_tokens_that_mix_later_are_healthy(self):
         assert findings(collapsed_representation, similar(1.0, later=0.97, **FAILS)) == []
