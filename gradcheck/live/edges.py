@@ -5,12 +5,13 @@ the graph, and guards nothing of it. Calls from inside another compiled function
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradcheck.analysis.wording import layers_in_words
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.live.models import compiled_modules
 from gradcheck.live.taps import LiveTaps
@@ -88,3 +89,9 @@ def compiled_calls(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str,
             holders.append((vars(module), "_compiled_call_impl"))
         inside += [name] if holders else []
         yield from ((name, module, holder, key) for holder, key in holders)
+
+
+def untapped(compiled: Sequence[str]) -> str:
+    """Why layers are not looked at: `compiled` are the names of those that torch.compile has compiled, "" for the model."""
+    what = "the model" if "" in compiled else layers_in_words(compiled)
+    return f"torch.compile has compiled {what}, and the layers of the model were not looked at: a hook would be compiled, too"

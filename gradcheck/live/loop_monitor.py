@@ -17,10 +17,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.analysis.wording import layers_in_words
 from gradcheck.capture.retained import Retained
 from gradcheck.instrument.activation_recorder import Call
-from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_events import ClipKind, LoopListener
 from gradcheck.instrument.loop_hooks import LoopHooks
 from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
@@ -28,11 +26,12 @@ from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
 from gradcheck.live.backward_sites import BackwardSites, caller
 from gradcheck.live.cadence import Cadence
+from gradcheck.live.edges import untapped
 from gradcheck.live.first import FirstPass
 from gradcheck.live.gradients import Gradients
 from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
-from gradcheck.live.models import compiled_parts, living_modules, unwrapped
+from gradcheck.live.models import compiled_parts, unwrapped
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import CAPTURED, Record
 from gradcheck.live.scaling import Scaling
@@ -46,7 +45,6 @@ from gradcheck.workload.ranks import join
 MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps only
 OWN = 2.0  # what hooks take over what their listeners do (measured: 29 and 12 microseconds; 140 and 80 where others use the caches)
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
-_COMPILED = "torch.compile has compiled {}, and the layers of the model were not looked at: a hook would be compiled, too"
 
 
 class LoopMonitor(LoopListener):
@@ -79,11 +77,11 @@ class LoopMonitor(LoopListener):
         record.model, record.training = self.model, self.model.training
         record.pretrained = facts.pretrained(self.model, self.optimizers.known)
         if compiled := compiled_parts(self.model):
-            record.untapped = _untapped(compiled)
+            record.untapped = untapped(compiled)
             self.tapping.edges.install(self.model)
         self._join()
         if self.together is None:
-            record.log.averages = averages_of(self.model, record)
+            record.log.averages = record.averages()
             record.log.remember(p for p in self.model.parameters() if p.requires_grad)
         self.hooks.install()
         self.spikes.start()
@@ -95,12 +93,7 @@ class LoopMonitor(LoopListener):
             return
         self.together = Together(ranks, self.record)
         self.losses.note = self.together.note_loss
-        try:
-            self.together.prepare()
-            if self.together.sharded:
-                self.optimizers.know_parameters()  # later they are sometimes whole: other tensors with the same names
-        except Exception as error:  # there are more ways to spread models than anyone thought of
-            ranks.give_up(f"{type(error).__name__}: {error}")
+        self.together.prepare(self.optimizers.know_parameters)
 
     @property
     def _accumulates(self) -> bool:
@@ -179,8 +172,7 @@ class LoopMonitor(LoopListener):
         if self._plain:
             self.losses.end(True)
             return
-        measures = self.measures
-        self.record.backwards += measures
+        self.record.backwards += self.measures
         calls = self.tapping.reached()
         unseen = self.step and not calls and not self.record.layers.layers  # all of it is compiled
         if calls is not None and not self.record.untapped and not unseen:
@@ -193,10 +185,10 @@ class LoopMonitor(LoopListener):
         if self.losses.end(ours):
             self.lines.step.add(self.lines.current)
             self.record.log.passes += not self.step
-            if measures and self._accumulates:
+            if self.measures and self._accumulates:
                 self.record.log.end_pass(self.optimizers.parameters())
-        self.gradients.note_versions(measures)
-        if self._closure and measures and self.watching is None:
+        self.gradients.note_versions(self.measures)
+        if self._closure and self.measures and self.watching is None:
             self._watch_step()
 
     def _gather(self, calls: list[Call]) -> bool:
@@ -241,8 +233,7 @@ class LoopMonitor(LoopListener):
             return
         if self.measures and self.record.log.averages is not None:
             self.record.log.averages.before_step()
-        self.record.optimizer = optimizer
-        self._closure = closure
+        self.record.optimizer, self._closure = optimizer, closure
         if closure:
             self.losses.set_aside(self.gradients.marks())
         elif self.measures:
@@ -407,18 +398,3 @@ class LoopMonitor(LoopListener):
         if optimizer is self.optimizers.main and self.losses.passes:
             self._clear()
             self._arm()
-
-
-def _untapped(compiled: Sequence[str]) -> str:
-    """Why the layers are not looked at."""
-    return _COMPILED.format("the model" if "" in compiled else layers_in_words(compiled))
-
-
-def averages_of(model: nn.Module, record: Record) -> Averages:
-    """Models of the process that follow this one, or a part of it where gradcheck has put several together."""
-    return Averages(
-        lambda: [m for m in living_modules() if m is not model or type(m) is not nn.ModuleDict],
-        lambda: frozenset(map(id, model.parameters())),
-        lambda module: record.sites.get(id(module)),
-        sees_calls=False,
-    )

@@ -1,7 +1,7 @@
 """A distributed run: at each measured step every rank reports what it saw, and rank 0 makes one record of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.config.settings import EVERY
@@ -34,8 +34,16 @@ class Together:
     _levels: RankLevels = field(default_factory=RankLevels)
     _elsewhere: set[str] = field(default_factory=set)  # layers that rank 0 does not run
 
-    def prepare(self) -> None:
-        """Looks at how the model is spread over the ranks."""
+    def prepare(self, know_parameters: Callable[[], object]) -> None:
+        """Looks at how the model is spread over the ranks; gives them up where that cannot be told."""
+        try:
+            self._look()
+            if self.sharded:
+                know_parameters()  # later they are sometimes whole: other tensors with the same names
+        except Exception as error:  # there are more ways to spread models than anyone thought of
+            self.ranks.give_up(f"{type(error).__name__}: {error}")
+
+    def _look(self) -> None:
         self._tell()
         if not self.ranks.joined:
             return

@@ -11,10 +11,12 @@ from torch import nn
 
 from gradcheck.analysis.gaps import unread_layers
 from gradcheck.instrument import data_flow
+from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.live.instruments import Instruments
 from gradcheck.live.loop_log import LoopLog
+from gradcheck.live.models import living_modules
 from gradcheck.live.series import DownsampledSeries, thinned
 from gradcheck.measure import facts, first_step
 from gradcheck.measure.layers import LayerAccumulator, Layers
@@ -106,6 +108,16 @@ class Record:
         self.norms.append(norm)
         self.rates.append(rate)
         self.peak = max(self.peak, rate)
+
+    def averages(self) -> Averages:
+        """Models of the process that follow this one, or a part of it where gradcheck has put several together."""
+        model = self.model
+        return Averages(
+            lambda: [m for m in living_modules() if m is not model or type(m) is not nn.ModuleDict],
+            lambda: frozenset(map(id, model.parameters())),
+            lambda module: self.sites.get(id(module)),
+            sees_calls=False,
+        )
 
     def thin(self) -> None:
         """Forgets some of the measured steps when there are too many."""

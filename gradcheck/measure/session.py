@@ -153,8 +153,7 @@ class Session:
 
     def _until(self) -> float:
         """The latest time at which the probe ends: what comes after it needs time, too."""
-        seconds = self.plan.seconds
-        step = self.training.step_seconds
+        seconds, step = self.plan.seconds, self.training.step_seconds
         rest = (FINAL_STEPS + registry.forecast(self._context(math.inf), self.plan.needs)) * step
         return self.started + min(PROBE_SHARE * seconds, max(seconds - rest, self.plan.spent + LEAST_STEPS * step))
 

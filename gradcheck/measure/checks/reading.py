@@ -214,7 +214,7 @@ class Reading(ActivationRecorder):
         rows, target = index
         if not isinstance(target, torch.Tensor) or target.dtype != torch.int64 or target.shape != scores.shape[:1] or len(target) < FEWEST:
             return
-        rows = torch.as_tensor(rows) if isinstance(rows, (list, range)) else rows
+        rows = torch.as_tensor(rows, device="cpu") if isinstance(rows, (list, range)) else rows
         if isinstance(rows, torch.Tensor) and torch.equal(rows.cpu(), torch.arange(len(scores), device="cpu")):
             self.asked.append(Asked("gather", scores.detach(), target.detach(), IGNORED, location_of_frame(caller()), picked=True))
 
