@@ -176,7 +176,7 @@ class _Case:
             raise Unmeasured("the model does not run on a single sequence, or on a shorter one") from error
         pooled = pairs[0][0].shape == pairs[0][1].shape
         if pooled and self._blind(chosen):
-            return self._inverted(chosen, pairs)
+            return self._inverted(chosen)
         if any(not bool(torch.isfinite(cut).all()) for _, cut in pairs):
             raise Unmeasured("the output of a sequence without padding is not finite")
         changes = [wide(_cut(a, b.shape) - b) for a, b in pairs]
@@ -220,7 +220,7 @@ class _Case:
             effects.append(max(changes, default=0.0))
         return effects[0] <= ROUNDING < effects[1]
 
-    def _inverted(self, chosen: list[int], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Padding:
+    def _inverted(self, chosen: list[int]) -> Padding:
         lengths, length = self.padded.lengths, self.padded.length
         with _Masks(length) as masks:
             self._output(self._alone(chosen[0], length))
