@@ -259,6 +259,47 @@ def test_a_schedule_that_is_stepped_in_the_wrong_loop(made, wrong, tmp_path):
     check(tmp_path, faulty, text.replace(right, "scheduler.step()").replace(wrong, "pass"), "LOOP013", "warning", "LOOP013", "LOOP004")
 
 
+SWEPT = """
+data = TensorDataset(torch.randn(48, 8), torch.randint(3, (48,)))
+def train(lr):
+    model = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    scheduler = torch.optim.lr_scheduler.MADE
+    TRAINED
+RATES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
+for lr in RATES:
+    train(lr)
+"""
+STEPS = """for step in range(100):
+        x, y = data[torch.randint(48, (8,))]
+        LOSS
+        scheduler.step()"""
+EPOCHS = """for epoch in range(5):
+        for x, y in DataLoader(data, 8):
+            LOSS
+            INNER
+        OUTER"""
+LOSS = "loss = F.cross_entropy(model(x), y); optimizer.zero_grad(); loss.backward(); optimizer.step()"
+
+
+@pytest.mark.parametrize(
+    ("made", "trained", "told"),
+    [
+        ("StepLR(optimizer, 10, 0.5)", STEPS, False),
+        ("CosineAnnealingLR(optimizer, 10)", STEPS, False),
+        ("CosineAnnealingLR(optimizer, 5)", EPOCHS.replace("INNER", "pass"), False),
+        ("CosineAnnealingLR(optimizer, 5)", EPOCHS.replace("OUTER", "pass"), True),
+        ("OneCycleLR(optimizer, 0.1, total_steps=30)", EPOCHS.replace("INNER", "pass"), True),
+        ("OneCycleLR(optimizer, 0.1, total_steps=30)", EPOCHS.replace("OUTER", "pass"), False),
+    ],
+)
+def test_the_turns_of_a_sweep_are_no_epochs(made, trained, told, tmp_path):
+    for name, text in (("OUTER", "scheduler.step()"), ("INNER", "scheduler.step()"), ("LOSS", LOSS)):
+        trained = trained.replace(name, text)
+    found = findings(tmp_path, SWEPT.replace("MADE", made).replace("TRAINED", trained), "LOOP013")
+    assert [f.code for f in found] == ["LOOP013"] * told
+
+
 VIEWS = """
 net = nn.Linear(8, 3)
 optimizer = torch.optim.Adam(net.parameters())

@@ -84,6 +84,7 @@ class LoopJournal(LoopListener):
             self.eval_sites[id(module)] = here()
 
     def data_begun(self, loader: Any) -> None:
+        self.schedulers.begins(loader)
         try:
             size = len(loader.dataset)
         except (TypeError, AttributeError, NotImplementedError):

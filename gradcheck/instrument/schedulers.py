@@ -1,7 +1,7 @@
 """Schedulers of the learning rate: what each was built for, and where the loop steps it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 from types import FrameType
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch.optim.optimizer import Optimizer
 
 from gradcheck.instrument.running_code import outside, variable_of
-from gradcheck.instrument.source_loops import Loop, loops_around, loops_at_call, product
+from gradcheck.instrument.source_loops import Loop, loop_begun, loops_around, loops_at_call, product
 from gradcheck.instrument.traced_optimizer import TracedOptimizer, inner_optimizer
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopSchedule
@@ -28,6 +28,7 @@ class SeenScheduler:
     epochs: int | None = None  # that it was told to expect
     epoch_steps: int | None = None  # likewise
     calls: int = 0
+    running: tuple[Loop, ...] = ()  # when it was made: loops over several trainings
     label: str = ""
     step_site: Location | None = None
     loops: tuple[Loop, ...] = ()  # around the first call
@@ -46,6 +47,17 @@ class Schedulers:
         self.optimizers, self.traced, self.busy = optimizers, traced, busy
         self.seen: dict[int, SeenScheduler] = {}
         self.calls = 0
+        self.running = loops_around(outside())  # when listening began: also around the making of what was made before
+        self.reads: dict[Loop, int | None] = {}  # how many batches a loop's loader has, of calls in heads of loops
+
+    def begins(self, loader: Any) -> None:
+        """A loader is iterated over."""
+        loop = loop_begun(outside())
+        if loop is not None and len(self.reads) < MOST:
+            try:
+                self.reads[loop] = len(loader)
+            except (TypeError, NotImplementedError):
+                self.reads[loop] = None
 
     @property
     def step_site(self) -> Location | None:
@@ -62,6 +74,7 @@ class Schedulers:
         traced = self.traced(optimizer) if isinstance(optimizer, Optimizer) and not self.busy() else None
         if traced is not None:
             seen = self._know(SeenScheduler(scheduler, location_of_frame(frame), *_told(scheduler, frame)))
+            seen.running = loops_around(frame)
             traced.schedulers.setdefault(seen.site, []).append(0)
 
     def moves(self, scheduler: Any) -> None:
@@ -73,8 +86,9 @@ class Schedulers:
         traced = next((w for w in self.optimizers().values() if drives(scheduler, w)), None)
         if traced is None:
             return
-        known = self.seen.get(id(scheduler))
-        seen = known if known is not None and known.scheduler is scheduler else self._know(SeenScheduler(scheduler, None))
+        seen = self.seen.get(id(scheduler))
+        if seen is None or seen.scheduler is not scheduler:  # made before anyone listened
+            seen = self._know(SeenScheduler(scheduler, None, running=self.running))
         seen.calls += 1
         self.calls += 1
         if seen.calls == 1:
@@ -93,7 +107,28 @@ class Schedulers:
 
     def facts(self, traced: TracedOptimizer) -> tuple[LoopSchedule, ...]:
         inner = {id(x) for s in self.seen.values() for x in getattr(s.scheduler, "_schedulers", ())}  # stepped by the one that holds them
-        return tuple(_fact(s, traced) for s in self.seen.values() if drives(s.scheduler, traced) and id(s.scheduler) not in inner)
+        return tuple(self._fact(s, traced) for s in self.seen.values() if drives(s.scheduler, traced) and id(s.scheduler) not in inner)
+
+    def _fact(self, seen: SeenScheduler, traced: TracedOptimizer) -> LoopSchedule:
+        length, decay = _length(seen.scheduler)
+        loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", traced.loops) if seen.label else None
+        stepped, epochs, epoch_steps = _cadence(self._own(loops, seen), self._own(traced.loops, seen) or (), seen)
+        return LoopSchedule(
+            type(seen.scheduler).__name__,
+            length,
+            decay,
+            seen.calls,
+            stepped,
+            epochs if epochs is not None else seen.epochs,
+            epoch_steps if epoch_steps is not None else seen.epoch_steps,
+            seen.site,
+            seen.step_site,
+        )
+
+    def _own(self, loops: tuple[Loop, ...] | None, seen: SeenScheduler) -> tuple[Loop, ...] | None:
+        """Those of one training: a loop that ran when its scheduler was made makes one for each of its turns."""
+        own = loops and tuple(loop for loop in loops if loop not in seen.running)
+        return own and tuple(x if x.turns is not None else replace(x, turns=self.reads.get(x)) for x in own)
 
 
 def drives(scheduler: Any, traced: TracedOptimizer) -> bool:
@@ -111,23 +146,6 @@ def _told(scheduler: Any, frame: FrameType | None) -> tuple[int | None, int | No
             return epochs, steps
         frame = frame.f_back
     return None, None
-
-
-def _fact(seen: SeenScheduler, traced: TracedOptimizer) -> LoopSchedule:
-    length, decay = _length(seen.scheduler)
-    loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", traced.loops) if seen.label else None
-    stepped, epochs, epoch_steps = _cadence(loops, traced.loops, seen)
-    return LoopSchedule(
-        type(seen.scheduler).__name__,
-        length,
-        decay,
-        seen.calls,
-        stepped,
-        epochs if epochs is not None else seen.epochs,
-        epoch_steps if epoch_steps is not None else seen.epoch_steps,
-        seen.site,
-        seen.step_site,
-    )
 
 
 def _cadence(

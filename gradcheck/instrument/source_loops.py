@@ -2,10 +2,11 @@
 
 import ast
 import contextlib
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradcheck.workload.assignments import parsed
 from gradcheck.workload.source_sites import origin_of
 
 _WRAPPERS = frozenset(("enumerate", "tqdm", "track", "list", "tuple", "sorted", "reversed", "iter", "prefetch"))
+_COUNTED = frozenset(("range", "trange", "islice", "zip"))  # their lengths are not those of the data
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -30,7 +32,7 @@ class Loop:
     file: str
     function: int  # first line of the function that it stands in; 0: none
     line: int
-    turns: int | None  # None: not known
+    turns: int | None = field(default=None, compare=False)  # None: not known
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,28 @@ def loops_around(frame: FrameType | None) -> tuple[Loop, ...]:
     while frame is not None:
         code = frame.f_code
         if origin_of(code.co_filename) == "user":
-            function = 0 if code.co_name == "<module>" else code.co_firstlineno
+            function = _function_of(frame)
             inner = [p for p in _loops_of(code.co_filename) if p.function == function and p.first <= frame.f_lineno <= p.last]
             found = [Loop(code.co_filename, function, p.node.lineno, _turns(p.node, frame)) for p in inner] + found
         frame = frame.f_back
     return tuple(found)
+
+
+def loop_begun(frame: FrameType | None) -> Loop | None:
+    """The `for` of the user's that asks for its data at or above `frame`, where a call in its head makes them."""
+    while frame is not None and origin_of(frame.f_code.co_filename) != "user":
+        frame = frame.f_back
+    if frame is None:
+        return None
+    function = _function_of(frame)
+    for place in _loops_of(frame.f_code.co_filename):
+        head = getattr(place.node, "iter", None)
+        if head is not None and place.function == function and head.lineno <= frame.f_lineno <= head.end_lineno < place.first:
+            while isinstance(head, ast.Call) and _called(head) in _WRAPPERS and head.args:
+                head = head.args[0]
+            if isinstance(head, ast.Call) and _called(head) not in _COUNTED:
+                return Loop(frame.f_code.co_filename, function, place.node.lineno)
+    return None
 
 
 def loops_at_call(name: str, method: str, around: Sequence[Loop]) -> tuple[Loop, ...] | None:
@@ -82,9 +101,8 @@ def product(loops: Sequence[Loop]) -> int | None:
 # ------------------------------------------------------------------------------------------- the text of a file
 
 
-def _nodes(file: str) -> Iterator[tuple[ast.AST, int]]:
+def _nodes(tree: ast.Module | None) -> Iterator[tuple[ast.AST, int]]:
     """Every node of a file with the first line of its function."""
-    tree = parsed(file)
     pending: list[tuple[ast.AST, int]] = [(tree, 0)] if tree is not None else []
     while pending:
         node, function = pending.pop()
@@ -96,11 +114,25 @@ def _nodes(file: str) -> Iterator[tuple[ast.AST, int]]:
         pending += [(child, inside) for child in ast.iter_child_nodes(node)]
 
 
+def _function_of(frame: FrameType) -> int:
+    return 0 if frame.f_code.co_name == "<module>" else frame.f_code.co_firstlineno
+
+
+def _called(call: ast.Call) -> str:
+    """The last name of what is called."""
+    return call.func.id if isinstance(call.func, ast.Name) else call.func.attr if isinstance(call.func, ast.Attribute) else ""
+
+
 def _loops_of(file: str) -> list[_Place]:
     """From the outermost inwards."""
+    return _places(parsed(file))
+
+
+@functools.lru_cache(maxsize=64)
+def _places(tree: ast.Module | None) -> list[_Place]:
     found = [
         _Place(node, function, node.body[0].lineno, node.body[-1].end_lineno or node.body[-1].lineno)
-        for node, function in _nodes(file)
+        for node, function in _nodes(tree)
         if isinstance(node, _Loop)
     ]
     return sorted(found, key=lambda p: (p.node.lineno, -p.last))
@@ -109,7 +141,7 @@ def _loops_of(file: str) -> list[_Place]:
 def _calls_of(file: str, name: str, method: str) -> list[tuple[int, int]]:
     """Lines of calls `name.method()` and `self.name.method()`, and the first lines of their functions."""
     found = []
-    for node, function in _nodes(file):
+    for node, function in _nodes(parsed(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
             home = node.func.value
             called = home.id if isinstance(home, ast.Name) else home.attr if isinstance(home, ast.Attribute) else ""
@@ -135,7 +167,7 @@ def _turns(node: _Loop, frame: FrameType) -> int | None:
 
 def _length(node: ast.expr, frame: FrameType) -> int:
     if isinstance(node, ast.Call):
-        name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        name = _called(node)
         if name in ("range", "trange"):
             return len(range(*(_value(a, frame) for a in node.args)))
         if name == "islice":

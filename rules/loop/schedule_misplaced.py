@@ -37,7 +37,8 @@ def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The script is run. For each scheduler it is noted what it was built for (`total_steps`, `T_max`, `total_iters`, milestones,
     the factor and its period, `num_training_steps` of a schedule of Transformers), which `for` loops stand around its `step()`
-    and around the optimizer's, and how often these turn: `range(epochs)`, the length of the loader.
+    and around the optimizer's, and how often these turn: `range(epochs)`, the length of the loader. Loops that ran already when
+    the scheduler was made, as a sweep over rates does, are none of its training.
 
     ## Limits and their sources
     Stepped once an epoch of at least `epoch-steps` 4 steps of the optimizer, and laid out for at least `share` 80 % of all
