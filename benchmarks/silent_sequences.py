@@ -161,7 +161,7 @@ COUNT = "per = -(-n // size)\n"
 SCHEDULES = "torch.optim.lr_scheduler."
 CYCLE = f"sched = {SCHEDULES}OneCycleLR(opt, 0.01, epochs=12, steps_per_epoch=per)\n"
 COSINE = f"sched = {SCHEDULES}CosineAnnealingLR(opt, {{}})\n"
-WARM = f"sched = {SCHEDULES}LambdaLR(opt, lambda s: min(1.0, (s + 1) / {{}}))\n"
+WARM = f"sched = {SCHEDULES}LambdaLR(opt, lambda s: min(1.0, (s + 1) / ({{}})))\n"
 NORMED = """import copy
 model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, model[-1].out_features))
 opt = make_opt()
@@ -209,9 +209,10 @@ LOOPS = {
             NORMED + "ema = copy.deepcopy(model)\n" + EPOCHS + FIT + FOLLOW + BUFFERS + SHOWN,
             "import copy\nema = copy.deepcopy(model)\n" + EPOCHS + FIT + FOLLOW + SHOWN,
             EMA.format("") + EPOCHS + FIT + "    ema.update_parameters(model)\n" + SHOWN,
+            NORMED + EMA.format("") + EPOCHS + FIT + "    ema.update_parameters(model)\n" + SHOWN,  # it keeps its buffers in step
         ],
         [
-            NORMED + EMA.format("") + EPOCHS + FIT + "    ema.update_parameters(model)\n" + SHOWN,
+            NORMED + EMA.format("") + EPOCHS + FIT + FOLLOW + SHOWN,
             NORMED + "ema = copy.deepcopy(model)\n" + EPOCHS + FIT + FOLLOW + SHOWN,
         ],
     ),
