@@ -21,7 +21,7 @@ from gradcheck.rules.watch.output_logits_drift import output_logits_drift
 from gradcheck.rules.watch.second_moment_lags import second_moment_lags
 from gradcheck.rules.watch.signal_runs_away import signal_runs_away
 from gradcheck.rules.watch.weights_run_away import weights_run_away
-from gradcheck.types.gauges import Departure, Gauge, Quantity
+from gradcheck.types.gauges import Departure, Gauge, Quantity, Spike
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import ParameterStep
@@ -75,6 +75,16 @@ def test_a_second_moment_that_lags(value, lasted, fires):
     if fires:
         found = only(second_moment_lags, m)
         assert found.layers == ("fc",) and "fc.weight" in found.message and "1 to 8 steps later" in found.message
+
+
+@pytest.mark.parametrize(
+    ("spike", "look", "after", "severity"),
+    [(1000, 1001, 0.6, "info"), (1000, 1001, 13.7, "warning"), (1000, 1009, 0.6, "warning"), (1003, 1001, 0.6, "warning")],
+)
+def test_a_batch_with_a_high_loss_is_no_lag_that_a_spike_follows(spike, look, after, severity):
+    lags = Gauge("second-moment-lag", "fc.weight", "fc", (0, 900, 1000, look), (1.0, 1.0, 9.9, after), 9.9, 1000)
+    m = watched(lags, spikes=(Spike(spike, "loss", 0.45, 0.08),))
+    assert only(second_moment_lags, m).severity == severity
 
 
 @pytest.mark.parametrize(("score", "lasted", "severity"), [(19.0, 5, None), (21.0, 1, "info"), (21.0, 2, "warning")])
