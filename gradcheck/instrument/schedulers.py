@@ -48,12 +48,14 @@ class Schedulers:
         self.seen: dict[int, SeenScheduler] = {}
         self.calls = 0
         self.running = loops_around(outside())  # when listening began: also around the making of what was made before
+        self._begun = 0  # times that a loader was iterated over
         self.reads: dict[Loop, int | None] = {}  # how many batches a loop's loader has, of calls in heads of loops
 
     def begins(self, loader: Any) -> None:
         """A loader is iterated over."""
-        loop = loop_begun(outside())
-        if loop is not None and len(self.reads) < MOST:
+        self._begun += 1
+        loop = loop_begun(outside()) if self._begun <= MOST else None  # some loops begin to read in every step
+        if loop is not None:
             try:
                 self.reads[loop] = len(loader)
             except (TypeError, NotImplementedError):
