@@ -15,7 +15,7 @@ from gradcheck.capture.nodes import Node
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.custom_functions import applied
-from gradcheck.instrument.running_code import here, is_wrapper
+from gradcheck.instrument.running_code import here, is_program
 
 # Calls without gradient before the first step that are recorded: they show what a loss loses its gradient by, and that it takes what the
 # model did before. Measured: 1000 steps of a policy in an environment take 0.4 s, and 5.6 s with all of them recorded.
@@ -66,7 +66,7 @@ class Forward:
 
     def before(self, module: nn.Module, args: Any) -> None:
         recording = self.recording
-        if is_wrapper(module):
+        if is_program(module):
             return
         top = not recording.depth and not recording.busy and not _without_values(args) and _holds_anything(module)
         counts = bool(recording.depth) or (not recording.busy and top)
@@ -109,7 +109,7 @@ class Forward:
         """`rest`: keyword arguments and output; after an exception torch leaves the former out."""
         recording, tape = self.recording, self.recording.tape
         kwargs, output = rest if len(rest) == 2 else ({}, None)
-        if is_wrapper(module):
+        if is_program(module):
             return
         while self._stack:
             called, node, counts = self._stack.pop()

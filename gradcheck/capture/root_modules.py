@@ -10,7 +10,7 @@ from torch import nn
 from gradcheck.capture.nodes import CHANGED, Loose, Owner, Weight
 from gradcheck.capture.tape import Tape
 from gradcheck.errors import TargetError
-from gradcheck.instrument.running_code import is_wrapper, variable_of
+from gradcheck.instrument.running_code import is_program, variable_of
 from gradcheck.workload.borrowing import ran_out_of_memory
 from gradcheck.workload.copying import duplicate
 from gradcheck.workload.set_aside import set_aside
@@ -54,7 +54,7 @@ class RootModules:
             return known[1]
         parents: dict[int, list[nn.Module]] = {}
         for other in self.sites.modules():
-            for child in other._modules.values() if not is_wrapper(other) else ():
+            for child in other._modules.values() if not is_program(other) else ():
                 if child is not None:
                     parents.setdefault(id(child), []).append(other)
         root, seen = module, {id(module)}

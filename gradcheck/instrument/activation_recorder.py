@@ -296,10 +296,10 @@ class ActivationRecorder(TorchFunctionMode):
         if tensor is None:
             return
         inputs = list(tensors_in((args, kwargs), 2))
-        candidates = map(parameter_of, inputs) if kind != "activation" else ()
+        candidates = list(map(parameter_of, inputs)) if kind != "activation" else []
         weight = next((w for w in candidates if w is not None and w.dim() >= 2), None)
-        if kind in ("linear", "conv", "embedding") and weight is None:
-            return  # a matrix product of activations
+        if kind in ("linear", "conv", "embedding") and (weight is None or None not in candidates):
+            return  # a matrix product of activations, or of weights alone
         site = location_of_frame(caller())
         canonical = function if kind == "activation" else None
         call = Call(self._functional_name(function, site), function, kind, None, site, canonical, tuple(tensor.shape), weight=weight)

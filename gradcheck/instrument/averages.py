@@ -154,7 +154,7 @@ def _roots(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Modules with weights that no other one holds, wrappers left out."""
     living = [m for m in modules if not is_wrapper(m)]
     held = {id(child) for m in living for child in m._modules.values()}
-    return [m for m in living if id(m) not in held and next(m.parameters(), None) is not None]
+    return [m for m in living if id(m) not in held and any(True for _ in m.parameters())]
 
 
 def _inside(module: nn.Module) -> nn.Module:

@@ -35,6 +35,12 @@ def is_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
+def is_program(module: nn.Module) -> bool:
+    """Whether it stands for no model of its own: a wrapper, or one whose forward takes the training step itself, as MAML's do."""
+    names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    return is_wrapper(module) or ("backward" in names and "step" in names)
+
+
 def variable_of(wanted: Any, *, outermost: bool = False) -> str:
     """The name under which the user's running code knows an object, the innermost function first; "" when it is not found."""
     frame: FrameType | None = outside()

@@ -119,7 +119,9 @@ def data_facts(
     for batch in batches:
         for name, tensor in named_tensors(batch):
             if id(tensor) not in skipped and (inputs is None or name in inputs):
-                columns.setdefault(name, []).append(tensor)
+                column = columns.setdefault(name, [])
+                if not column or column[0].dim() == tensor.dim():  # of another rank: another input, of a step that takes others
+                    column.append(tensor)
     present = {name: tensors for name, tensors in columns.items() if tensors[0].numel()}
     whole = sum(t[0].dim() > 1 and t[0][0].numel() > 1 for t in present.values()) == 1  # a sample is one input's row
     facts = tuple(duplicate_facts(_input(n, t, first), t, targets, whole and one_pass) for n, t in present.items())

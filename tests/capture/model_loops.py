@@ -263,3 +263,38 @@ def module_that_counts_its_calls() -> list[Any]:
 
     model = Net()
     return trained(model, lambda x, y: F.cross_entropy(model(x) + model(x), y))
+
+
+def a_step_inside_a_modules_forward() -> list[Any]:
+    """As MAML is often written: the outer module stands for a program, and its `parameters()` is a list."""
+
+    class Learner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vars = nn.ParameterList([torch.randn(3, 4), torch.zeros(3)])
+
+        def forward(self, x: Tensor, weights: Any = None) -> Tensor:
+            return F.linear(x, *(self.vars if weights is None else weights))
+
+        def parameters(self, recurse: bool = True) -> Any:
+            return self.vars
+
+    class Meta(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Learner()
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+        def forward(self, x: Tensor, y: Tensor) -> float:
+            weights = list(self.net.parameters())
+            slopes = torch.autograd.grad(F.cross_entropy(self.net(x), y), weights)
+            loss = F.cross_entropy(self.net(x, [w - 0.1 * g for w, g in zip(weights, slopes, strict=True)]), y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            return loss.item()
+
+    meta = Meta()
+    for x, y in batches():
+        meta(x, y)
+    return [meta.net]

@@ -47,3 +47,10 @@ def test_maps_that_are_turned_by_another_draw_than_their_images(axis, how):
     assert facts.turned is not None
     assert facts.turned.how == how if how else facts.turned.mirrored == 0
     assert bool(how) == (min(facts.turned.mirrored, facts.turned.fitting) > 0.2)
+
+
+def test_an_input_of_another_rank_under_the_same_name_is_another_input():
+    """A step of the values' fit takes states, then returns, where the policy's step took states alone."""
+    states, returns = torch.linspace(-1, 1, 60).reshape(20, 3), torch.full((20,), -800.0)
+    (found,) = data_facts([(states,), (returns,)], given=True, steps=2, targets=(), classes=None, ignore_index=-100, first="linear").inputs
+    assert (found.min, found.max) == (-1, 1)
