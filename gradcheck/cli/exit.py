@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 from gradcheck import interrupts
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from gradcheck.errors import GradcheckError
 
 FOUND, FAILED = 1, 2
@@ -132,15 +134,35 @@ def _say_bug(error: Exception) -> None:
         complain(f"error: the code that is run has replaced {replaced}, which gradcheck needs: {type(error).__name__}: {error}")
         complain("help: leave the standard library as it is, or put it back before the model is made")
         return
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    if last and is_users(last[0].filename):  # a property, a `__hash__`, a `__getattr__`: what everybody may ask of an object
-        where = place_of(last[0].filename, last[0].lineno or 0, last[0].name)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    called = len(frames)
+    while called and is_users(frames[called - 1][0].f_code.co_filename):
+        called -= 1
+    if called < len(frames) and _is_asked_of_all(frames[called][0]):
+        frame, line = frames[-1]
+        where = place_of(frame.f_code.co_filename, line, frame.f_code.co_name)
         complain(f"error: {where}, raised {' '.join(f'{type(error).__name__}: {error}'.split())}"[:LONGEST])
         complain("help: correct it there: gradcheck and torch ask this of every model")
         return
     complain("".join(traceback.format_exception(error)).rstrip("\n"))
     complain(f"error: gradcheck failed: {type(error).__name__}: {error}")
     complain("help: this is a bug in gradcheck; please report it with the lines above")
+
+
+def _is_asked_of_all(frame: FrameType) -> bool:
+    """Whether a frame runs a method of the user's that was given nothing but names and flags: `__hash__`, `__getattr__`, `parameters`.
+
+    Of what was given anything else, gradcheck may have given it something wrong.
+    """
+    from inspect import getargvalues
+
+    names, rest, keywords, values = getargvalues(frame)
+    if not names or names[0] not in values:
+        return False
+    itself, *given = [values.get(name) for name in names]
+    given += [*values.get(rest or "", ()), *values.get(keywords or "", {}).values()]
+    members = [getattr(m, "fget", getattr(m, "__func__", m)) for base in type(itself).__mro__ for m in vars(base).values()]
+    return any(getattr(m, "__code__", None) is frame.f_code for m in members) and all(x is None or isinstance(x, str | int) for x in given)
 
 
 def _replaced(error: Exception) -> str:

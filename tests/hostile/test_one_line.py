@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -261,6 +262,35 @@ def test_what_the_surroundings_lack_is_no_bug(error: Exception, said: str, capsy
         raise error
     err = capsys.readouterr().err
     assert ended.value.code == 2 and said in err and "Traceback" not in err and "bug in" not in err, err
+
+
+class Odd:
+    def __hash__(self) -> int:
+        raise ValueError("odd")
+
+    def forward(self, x: object) -> None:
+        raise ValueError("odd")
+
+    def parameters(self, recurse: bool = True, **flags: object) -> None:
+        helper()
+
+
+def helper() -> None:
+    raise ValueError("odd")
+
+
+@pytest.mark.parametrize(
+    ("called", "given", "bug"),
+    [(Odd().__hash__, (), False), (Odd().parameters, (True,), False), (Odd().forward, ({},), True), (helper, (), True)],
+)
+def test_what_all_ask_of_an_object_is_the_users_and_what_gradcheck_gave_it_may_be_a_bug(
+    called: Callable[..., object], given: tuple[object, ...], bug: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), exits():
+        threading.Thread(target=called, args=given).run()  # from a frame that is not the user's
+    err = capsys.readouterr().err
+    assert ("this is a bug in gradcheck" in err, "Traceback" in err) == (bug, bug), err
+    assert bug or ("test_one_line.py:" in err and err.count("error:") == 1), err
 
 
 def test_a_command_without_an_end_of_quotation(gradcheck: Run) -> None:
