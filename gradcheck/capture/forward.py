@@ -71,7 +71,7 @@ class Forward:
         top = not recording.depth and not recording.busy and not _without_values(args) and _holds_anything(module)
         counts = bool(recording.depth) or (not recording.busy and top)
         node = None
-        if top:
+        if top and not torch._C._is_tracing():  # which compares its passes, and finds what watching adds
             recording.busy += 1
             try:
                 self.updates.close_seen()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 from gradcheck import interrupts
 
 if TYPE_CHECKING:
+    import types
+
     from gradcheck.errors import GradcheckError
 
 FOUND, FAILED = 1, 2
@@ -71,7 +73,12 @@ def exits(color: str = "auto") -> Iterator[None]:
     except Exception as e:
         if interrupts.received():  # what an interrupt leaves behind, as in an import that it cut short, is no fault of anybody's
             _say_interrupted()
-        if isinstance(e, GradcheckError):
+        emptied = _emptied(e)
+        if emptied:
+            said = f"{type(e).__name__}: {e}"[:LONGEST]
+            complain(f"error: the code that is run has emptied {emptied}, without which nothing is imported: {said}")
+            complain("help: leave it as it is, or put back what was in it")
+        elif isinstance(e, GradcheckError):
             say(e, color)
         elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
             complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
@@ -117,6 +124,18 @@ def _has_folder() -> bool:
         return False
 
 
+def _emptied(error: Exception) -> str:
+    """What of the import system had been emptied; "" for nothing. Where something is, this process can import nothing to say so with."""
+    if sys.modules.get("os") is not os:
+        return "sys.modules"
+    if not sys.meta_path:
+        return "sys.meta_path"
+    from importlib.util import find_spec
+
+    lost = error.name if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names else None
+    return "sys.path" if lost and find_spec(lost) else ""  # which is put back after the user's code
+
+
 def _say_interrupted() -> NoReturn:
     complain("interrupted")
     sys.exit(interrupts.exit_code())
@@ -124,17 +143,26 @@ def _say_interrupted() -> NoReturn:
 
 def _say_bug(error: Exception) -> None:
     import traceback
+    from types import FrameType
 
     from gradcheck.cli.processes import is_users, place_of
 
     replaced = _replaced(error)
     if replaced:
         complain(f"error: the code that is run has replaced {replaced}, which gradcheck needs: {type(error).__name__}: {error}")
-        complain("help: leave the standard library as it is, or put it back before the model is made")
+        complain("help: leave it as it is, or put it back before the model is made")
         return
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    if last and is_users(last[0].filename):  # a property, a `__hash__`, a `__getattr__`: what everybody may ask of an object
-        where = place_of(last[0].filename, last[0].lineno or 0, last[0].name)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    called = len(frames)
+    while called and is_users(frames[called - 1][0].f_code.co_filename):
+        called -= 1
+    if any(isinstance(x, FrameType) for frame, _ in frames[called:] for x in _given(frame)):
+        complain(f"error: the function of sys.settrace, or of sys.setprofile, raised {type(error).__name__}: {error}"[:LONGEST])
+        complain("help: correct it, or set none: Python calls it in all code")
+        return
+    if called < len(frames) and _is_asked_of_all(frames[called][0]):
+        frame, line = frames[-1]
+        where = place_of(frame.f_code.co_filename, line, frame.f_code.co_name)
         complain(f"error: {where}, raised {' '.join(f'{type(error).__name__}: {error}'.split())}"[:LONGEST])
         complain("help: correct it there: gradcheck and torch ask this of every model")
         return
@@ -143,8 +171,26 @@ def _say_bug(error: Exception) -> None:
     complain("help: this is a bug in gradcheck; please report it with the lines above")
 
 
+def _is_asked_of_all(frame: types.FrameType) -> bool:
+    """Whether a frame runs a method of the user's that was given nothing but names and flags: `__hash__`, `__getattr__`, `parameters`.
+
+    Of what was given anything else, gradcheck may have given it something wrong.
+    """
+    itself, *given = _given(frame) or [None]
+    members = [getattr(m, "fget", getattr(m, "__func__", m)) for base in type(itself).__mro__ for m in vars(base).values()]
+    return any(getattr(m, "__code__", None) is frame.f_code for m in members) and all(x is None or isinstance(x, str | int) for x in given)
+
+
+def _given(frame: types.FrameType) -> list[object]:
+    """The arguments of the function that a frame runs."""
+    from inspect import getargvalues
+
+    names, rest, keywords, values = getargvalues(frame)
+    return [*(values.get(name) for name in names), *values.get(rest or "", ()), *values.get(keywords or "", {}).values()]
+
+
 def _replaced(error: Exception) -> str:
-    """The function of the standard library, in whose place is something else that raised this error or cannot be called; "" for none."""
+    """The function of the standard library, or of tensors, in whose place is what raised this error or cannot be called; "" for none."""
     from gradcheck.cli.processes import is_users
 
     trace, codes = error.__traceback__, []
@@ -153,6 +199,10 @@ def _replaced(error: Exception) -> str:
         trace = trace.tb_next
     names = codes[-1].co_names if codes else ()
     said = str(error) if isinstance(error, TypeError) and "is not callable" in str(error) else ""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    for name, value in vars(tensor).items() if said.startswith("'NoneType'") and tensor else ():
+        if value is None and name not in ("__doc__", "__hash__"):
+            return f"torch.Tensor.{name}"
     for module in sorted(sys.stdlib_module_names & sys.modules.keys()):
         for name, value in list(vars(sys.modules[module]).items()):
             code = getattr(value, "__code__", None)

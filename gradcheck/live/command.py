@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,11 @@ _LAUNCHERS = {
     ("accelerate.commands.accelerate_cli", "launch"): "accelerate launch",
 }
 _LONG_NAME = "'''exec' "  # how installers begin the second line of a script whose interpreter does not fit into the first one
-FIND = "import sys\nif not sys.flags.safe_path: del sys.path[0]\nimport gradcheck"  # which is not in the working directory
+# Not from the working directory; torch is looked for only: importing it takes seconds.
+FIND = """import sys
+if not sys.flags.safe_path: del sys.path[0]
+import gradcheck, importlib.util
+if not importlib.util.find_spec("torch"): raise ModuleNotFoundError("there is no PyTorch")"""
 EXAMPLE = "gradcheck {command} -- python train.py --epochs 3"
 INSIDE = "with another launcher, put gradcheck behind it, or `with gradcheck.watch(model, optimizer):` around the loop"
 
@@ -144,11 +149,11 @@ def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Se
 
 
 def check_interpreter(program: Program) -> None:
-    """Raises ConfigError when an interpreter other than ours cannot import gradcheck."""
-    if program.interpreter == sys.executable:
+    """Raises ConfigError when an interpreter has no torch, or one other than ours cannot import gradcheck."""
+    if program.interpreter == sys.executable and find_spec("torch"):
         return
     asked = subprocess.run([program.interpreter, *program.options, "-c", FIND], capture_output=True, text=True)
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["it could not be started"])[-1]
         hint = f"{program.interpreter} -m pip install gradcheck"
-        raise ConfigError(f"{program.interpreter} cannot import gradcheck: {last}", hint=hint)
+        raise ConfigError(f"{program.interpreter} cannot run gradcheck: {last}", hint=hint)

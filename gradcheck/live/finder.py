@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradcheck.config.settings import Settings, load
@@ -71,7 +72,9 @@ class Finder:
             return
         held = [(sum(id(p) in own for g in o.param_groups for p in g["params"]), o) for o in living_optimizers()]
         most, found = max(held, key=lambda entry: entry[0], default=(0, None))
-        if found is not None and most:
+        if found is not None and any(is_lazy(p) for g in found.param_groups for p in g["params"]):
+            self._handles.pop(0).remove()  # this pass makes them; the first step will tell
+        elif found is not None and most:
             self._begin(found, module, args)
 
     def _begin(self, optimizer: Optimizer, module: nn.Module | None, args: Any) -> None:

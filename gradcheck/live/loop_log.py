@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from gradcheck.capture.retained import Retained
 from gradcheck.capture.weighting import Weight, element_weight, gradient_sample, weighed, weighting
@@ -70,7 +71,7 @@ class LoopLog:
 
     def remember(self, parameters: Iterable[torch.Tensor]) -> None:
         """Before the first step: samples that show whether these parameters move without any step."""
-        self._first = [(p, _entries(p)) for p in islice(parameters, FOLLOWED[0])]
+        self._first = [(p, _entries(p)) for p in islice((p for p in parameters if not is_lazy(p)), FOLLOWED[0])]
 
     def note_rate(self, groups: Sequence[dict[str, Any]]) -> None:
         """Called at every step. It does not wait for a rate on a device."""

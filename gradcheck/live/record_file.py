@@ -47,11 +47,11 @@ class RecordFile:
         self._told = now
         words = {"process": os.getpid(), "born": born(os.getpid()), "host": socket.gethostname(), "title": self.title, "at": time.time()}
         frames = dataclasses.asdict(frame) if frame is not None else None
-        if self.path.parent.name == FOLDER.name and not self.path.parent.exists():
-            folder(self.path.parent.parent)
         place = board_file(self.path)
         new = place.with_name(f"{place.name}.{os.getpid()}")
         try:
+            if self.path.parent.name == FOLDER.name and not self.path.parent.exists():
+                folder(self.path.parent.parent)
             new.write_text(json.dumps(words | {"frame": frames}), encoding="utf-8")
             new.replace(place)
         except OSError as error:

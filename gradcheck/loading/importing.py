@@ -166,7 +166,7 @@ def _failures(what: str) -> Iterator[None]:
     """The user's exceptions as TargetErrors with the line that raised. Ctrl-C passes."""
     try:
         yield
-    except (TargetError, KeyboardInterrupt):
+    except (TargetError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
         raise failure(what, error) from error

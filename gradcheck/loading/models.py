@@ -46,7 +46,8 @@ def find_model(module: types.ModuleType, home: str, name: str, arguments: Mappin
     parts = result if isinstance(result, (tuple, list)) else (result,)
     model = next((part for part in parts if isinstance(part, nn.Module)), None)
     if model is None:
-        raise TargetError(f"{home}:{name}() returns {type(result).__name__}, not a torch.nn.Module", hint="return the model from it")
+        kind = f"the class {result.__name__}" if isinstance(result, type) else type(result).__name__
+        raise TargetError(f"{home}:{name}() returns {kind}, not a torch.nn.Module", hint="return the model from it")
     optimizer = next((part for part in parts if isinstance(part, torch.optim.Optimizer)), None)
     with_arguments = ", ".join(f"{key}={text}" for key, text in arguments.items())
     said = Assumption("model", f"model: {name}({with_arguments}) of {home}{guessed}", given=not guessed)

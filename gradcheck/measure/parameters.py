@@ -1,6 +1,7 @@
 """Weights, their gradients and their real updates at the measured steps."""
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -95,7 +96,8 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
         for p in group["params"]:
             grouped.setdefault(id(p), []).append(group)
     found: dict[int, Watched] = {}
-    holds = {name for name, module in model.named_modules() if "forward" not in vars(module) and type(module).forward is nn.Module.forward}
+    without = nn.Module.forward
+    holds = {n for n, m in model.named_modules() if "forward" not in vars(m) and inspect.getattr_static(type(m), "forward") is without}
     for name, p in model.named_parameters(remove_duplicate=False):
         if nn.parameter.is_lazy(p):
             continue

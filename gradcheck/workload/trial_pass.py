@@ -124,8 +124,11 @@ def _try(parts: Parts, data: Data, model: nn.Module, step: TrainingStep) -> None
 def could_not_run(parts: Parts, data: Data, error: BaseException, inputs: Inputs | None = None) -> TargetError:
     shown = as_tuple(inputs) if inputs is not None else (data.batches[0],)
     shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors_of(list(shown)))
-    wanted = len(forward_of(parts.model).required)
+    forward = forward_of(parts.model)
+    wanted = len(forward.required)
     advice = "pass other data" if data.given else "pass another --input, or data"
     takes = f"; its forward method needs {wanted} arguments" if isinstance(error, TypeError) and wanted != len(shown) else ""
+    if forward.keywords and not forward.positional and not forward.any_positional:
+        takes = f"; its forward method takes its inputs by name only, as in --input '{forward.keywords[0]}=float32[4,8]'"
     hint = f"the input came from {data.source} ({shapes}){takes}; {advice}: the batch must be one that the model is trained on"
     return failure(f"{parts.name} could not run", error, hint=hint)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,43 @@ def test_a_function_of_the_standard_library_that_the_code_replaced_is_named(grad
     refused(gradcheck("report", "run.json", "--allow-partial", "--format", "json"), "replaced json.dumps")
 
 
+def traced(frame: object, event: str, given: object) -> None:
+    raise ValueError("traced")
+
+
+@pytest.mark.parametrize(
+    ("holder", "name", "value", "raised", "said"),
+    [
+        (sys, "meta_path", [], ModuleNotFoundError("No module named 'x'"), "emptied sys.meta_path"),
+        (sys, "modules", {}, KeyError("x"), "emptied sys.modules"),
+        (sys, "path", sys.path, ModuleNotFoundError("No module named 'cProfile'", name="cProfile"), "emptied sys.path"),
+        (torch.Tensor, "__add__", None, TypeError("'NoneType' object is not callable"), "replaced torch.Tensor.__add__"),
+    ],
+)
+def test_what_everything_needs_and_the_code_took_away_is_named(
+    holder: object, name: str, value: object, raised: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch, exits():
+        patch.setattr(holder, name, value)
+        raise raised
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and "Traceback" not in err and err.count("error:") == 1 and "help:" in err, err
+
+
+@pytest.mark.parametrize("start", [sys.settrace, sys.setprofile])
+def test_a_function_that_traces_and_raises_is_named(start: Callable[[object], None], capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.gettrace(), sys.getprofile()
+    try:
+        with pytest.raises(SystemExit), exits():
+            start(traced)
+            threading.Thread(target=int).run()
+    finally:
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+    err = capsys.readouterr().err
+    assert "sys.settrace" in err and "Traceback" not in err and "help:" in err, err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_board_that_is_a_pipe(gradcheck: Run) -> None:
     os.mkfifo("run.live.json")
@@ -261,6 +299,35 @@ def test_what_the_surroundings_lack_is_no_bug(error: Exception, said: str, capsy
         raise error
     err = capsys.readouterr().err
     assert ended.value.code == 2 and said in err and "Traceback" not in err and "bug in" not in err, err
+
+
+class Odd:
+    def __hash__(self) -> int:
+        raise ValueError("odd")
+
+    def forward(self, x: object) -> None:
+        raise ValueError("odd")
+
+    def parameters(self, recurse: bool = True, **flags: object) -> None:
+        helper()
+
+
+def helper() -> None:
+    raise ValueError("odd")
+
+
+@pytest.mark.parametrize(
+    ("called", "given", "bug"),
+    [(Odd().__hash__, (), False), (Odd().parameters, (True,), False), (Odd().forward, ({},), True), (helper, (), True)],
+)
+def test_what_all_ask_of_an_object_is_the_users_and_what_gradcheck_gave_it_may_be_a_bug(
+    called: Callable[..., object], given: tuple[object, ...], bug: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), exits():
+        threading.Thread(target=called, args=given).run()  # from a frame that is not the user's
+    err = capsys.readouterr().err
+    assert ("this is a bug in gradcheck" in err, "Traceback" in err) == (bug, bug), err
+    assert bug or ("test_one_line.py:" in err and err.count("error:") == 1), err
 
 
 def test_a_command_without_an_end_of_quotation(gradcheck: Run) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradcheck import interpreter
+from gradcheck.errors import ConfigError
 from gradcheck.live.command import check_interpreter, program_of
 from gradcheck.workload.failure import failure
 
@@ -39,13 +42,21 @@ def test_so_does_the_file_that_a_launcher_starts(folder: Path, tmp_path: Path) -
     assert done.returncode == 0 and done.stdout.startswith("gradcheck "), done.stderr
 
 
-def test_another_interpreter_is_asked_in_the_same_way(folder: Path) -> None:
+def test_another_interpreter_is_asked_in_the_same_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(torch.__file__).parent.parent)]))
     other = folder / "python"
     other.symlink_to(sys.executable)
     (folder / "train.py").touch()
     program = program_of([str(other), "train.py"])
     assert program.interpreter != sys.executable
     check_interpreter(program)
+
+
+def test_another_interpreter_without_torch_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "train.py").touch()
+    (folder / "python").symlink_to(Path(sys.executable).resolve())
+    with pytest.raises(ConfigError, match="no PyTorch"):
+        check_interpreter(program_of([str(folder / "python"), "-S", "train.py"]))
 
 
 @pytest.mark.parametrize("text", ["module 'gradcheck' has no attribute 'Layer'", "No module named 'gradcheck.model'"])

@@ -57,6 +57,8 @@ def groups_of(model: nn.Module) -> list[Group]:
     """Similar modules in one container, and slices of one weight: what could be experts."""
     found = []
     for name, module in model.named_modules():
+        if any(nn.parameter.is_lazy(p) for p in module.parameters()):
+            continue
         owner = name.rpartition(".")[0]
         children = list(module.named_children())
         if len(children) > 1 and len({_form(c) for _, c in children}) == 1 and _form(children[0][1])[1]:
