@@ -26,7 +26,7 @@ NEAR = 4  # operations between a ratio of probabilities and the lesser of it and
 
 
 class Passes:
-    """What the model was given in one training step, and its first output."""
+    """What the model was given in one training step, and its output where it ran once."""
 
     def __init__(self) -> None:
         self.given: list[torch.Tensor] = []
@@ -35,9 +35,9 @@ class Passes:
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[Passes]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
-            self.output = found[0] if len(found) == 1 and self.output is None else None
+            self.output = found[0] if len(found) == 1 and not self.given else None
+            self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
 
         handle = model.register_forward_hook(note, with_kwargs=True)
         try:
