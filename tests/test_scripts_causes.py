@@ -353,6 +353,25 @@ def test_where_the_model_runs_three_times_no_pass_stands_for_all(tmp_path):
     assert findings(tmp_path, UNLIKELY, "GRAPH004") == []
 
 
+PUNISHED = """
+net = nn.Linear(4, 3)
+optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+for step in range(20):
+    state = torch.randn(64, 4)
+    with torch.no_grad():
+        action = torch.distributions.Categorical(logits=net(state)).sample()
+    reward = -1.0 - (action != state[:, :3].argmax(1)).float()
+    loss = (F.cross_entropy(net(state), action, reduction="none") * reward).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_policy_may_lower_the_likelihood_of_what_it_did(tmp_path):
+    assert findings(tmp_path, PUNISHED, "GRAPH004") == []
+
+
 FOCAL = """
 data = torch.randn(64, 8)
 labels = data[:, :4].argmax(1)

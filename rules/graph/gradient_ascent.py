@@ -76,8 +76,8 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     the other: a warning where both losses move what the other's model gives for the same samples in one direction.
 
     ## When to ignore it
-    When a term is maximised on purpose, as in adversarial training. Beside other losses, and where the loss goes through weights that
-    another optimizer trains, that is advice only.
+    When a term is maximised on purpose, as in adversarial training. For actions that the model drew itself, beside other losses,
+    and where the loss goes through weights that another optimizer trains, that is advice only.
 
     ## Example
     ```python
@@ -240,11 +240,12 @@ def _negated(m: Measurement, call: LossCall) -> Finding:
     weight = call.weight_in_total or 0.0
     total = m.probe.losses[0] if m.probe.losses else weight * (call.value or 0.0)
     runs_away = m.ascent is not None and m.ascent.unbounded
-    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not _in_a_game(m)
+    drawn = call.target_made and call.target_kind != "values"  # actions, as of a policy whose rewards are negative
+    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not _in_a_game(m) and not drawn
     meaning = (
         "training maximises it, so the model learns to be wrong"
         if wrong
-        else "training maximises this term; right for an adversarial one only"
+        else "training maximises this term; right for an adversarial one, or for actions with negative rewards"
     )
     return found(
         "error" if wrong else "info",
