@@ -375,6 +375,65 @@ def test_a_generator_that_helps_the_discriminator(tmp_path):
     check(tmp_path, PLAYED.replace("SIGN *", ""), PLAYED.replace("SIGN", "-1"), "GRAPH004", "warning")
 
 
+# Of three passes the last is led away from its label, as it is meant.
+UNLIKELY = """
+data = torch.randn(64, 8)
+labels = data[:, :4].argmax(1)[:, None]
+net = nn.Linear(8, 4)
+optimizer = torch.optim.Adam(net.parameters(), 0.01)
+for step in range(20):
+    right, noisy, other = (F.softmax(net(x), 1).gather(1, labels) for x in (data, data + 0.1, -data))
+    loss = -(right.log() + noisy.log() + (1 - other).log()).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_where_the_model_runs_three_times_no_pass_stands_for_all(tmp_path):
+    assert findings(tmp_path, UNLIKELY, "GRAPH004") == []
+
+
+PUNISHED = """
+net = nn.Linear(4, 3)
+optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+for step in range(20):
+    state = torch.randn(64, 4)
+    with torch.no_grad():
+        action = torch.distributions.Categorical(logits=net(state)).sample()
+    reward = -1.0 - (action != state[:, :3].argmax(1)).float()
+    loss = (F.cross_entropy(net(state), action, reduction="none") * reward).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_policy_may_lower_the_likelihood_of_what_it_did(tmp_path):
+    assert findings(tmp_path, PUNISHED, "GRAPH004") == []
+
+
+FOCAL = """
+data = torch.randn(64, 8)
+labels = data[:, :4].argmax(1)
+net, share = nn.Linear(8, 4), torch.tensor([0.1, 0.4, 0.3, 0.2])[labels]
+optimizer = torch.optim.Adam(net.parameters(), 0.01)
+for step in range(20):
+    errors = F.cross_entropy(net(data), labels, reduction="none")
+    p = torch.exp(-errors)
+    loss = (share * FACTOR ** 2 * errors).mean()  # here
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_factor_that_favours_the_easy_samples(tmp_path):
+    check(tmp_path, FOCAL.replace("FACTOR", "p"), FOCAL.replace("FACTOR", "(1 - p)"), "GRAPH004", "warning")
+    for factor in ("p.detach()", "(1 / (1 + p))"):  # as robust losses have it; one that grows with the error
+        assert findings(tmp_path, FOCAL.replace("FACTOR", factor), "GRAPH004") == []
+
+
 MODEL = """
 class Net(nn.Module):
     def __init__(self):
@@ -390,7 +449,7 @@ net = Net()
 optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
 data = torch.randn(64, 5, 8)
 targets = [(data.mean(1)[:, k] > 0).long() for k in range(3)]
-for step in range(40):
+for step in range(16):
     loss = sum(F.cross_entropy(out, y) for out, y in zip(net(data), targets))
     optimizer.zero_grad()
     loss.backward()

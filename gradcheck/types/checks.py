@@ -232,7 +232,8 @@ class IdleTerm:
 
     # zero: its gradient is; cut: it was cut off from what carries gradient; no-weights: a loss of what no trained weight makes;
     # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal; runaway: the sum in which a term
-    # takes the loss below zero; away: every output is led away from its target, `value` the least share of the gradient that does; ratio:
+    # takes the loss below zero; away: every output is led away from its target, `value` the least share of the gradient that does, or
+    # ("easy") minus the rank correlation of a sample's loss with its factor; ratio:
     # one of probabilities, clipped as in PPO, leads the policy the wrong way: "upside-down", or the "objective" is lowered.
     kind: Literal["zero", "cut", "no-weights", "derivative", "equals", "runaway", "away", "ratio"]
     operation: str

@@ -45,7 +45,7 @@ DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negativ
         ),
         "away": Limit(0.95, "of the gradient", "0 of a loss that compares outputs with their targets, 1 of one whose sign is flipped"),
     },
-    explains=("OPT001", "OPT007", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004"),
+    explains=("OPT001", "OPT007", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004", "CLIP001"),
 )
 def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     """Training raises the loss, or lowers one that has no lower bound.
@@ -53,8 +53,9 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, a hand-made update with the wrong sign), a
     loss that is never negative but is subtracted, a total that falls far below zero faster and faster, and a loss written by
-    hand that leads every output away from its target, however slowly it falls. PPO's clipped ratio of probabilities upside down, or its
-    objective with the wrong sign. The loss of a generator that moves the scores of its samples the same way as its discriminator's does.
+    hand that leads every output away from its target, however slowly it falls. A focal loss whose factor favours the easy samples.
+    PPO's clipped ratio of probabilities upside down, or its objective with the wrong sign. The loss of a generator that moves the
+    scores of its samples the same way as its discriminator's does.
 
     ## Why it matters
     The model is trained to be wrong, and the better the optimizer works the worse it gets.
@@ -69,14 +70,14 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
     `decayed-cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
     `away` 0.95: a loss that compares outputs with their targets comes to 0, the same with its sign flipped to 1. For
-    maps of 0 and 1 it is a warning: the script may mean the complement. A ratio that is clipped beside itself is an error where
-    what is trained stands below its line, and a warning where the loss rises with the lesser of both: the advantage may be a
-    cost. Of two trainings, where the loss of one goes through the weights of the other: a warning where both losses move what
-    the other's model gives for the same samples in one direction.
+    maps of 0 and 1 it is a warning: the script may mean the complement. The factor of a focal loss comes to -1, upside down to 1: a
+    warning. A ratio that is clipped beside itself is an error where what is trained stands below its line, and a warning where the
+    loss rises with the lesser of both: the advantage may be a cost. Of two trainings, where the loss of one goes through the weights of
+    the other: a warning where both losses move what the other's model gives for the same samples in one direction.
 
     ## When to ignore it
-    When a term is maximised on purpose, as in adversarial training. Beside other losses, and where the loss goes through weights that
-    another optimizer trains, that is advice only.
+    When a term is maximised on purpose, as in adversarial training. For actions that the model drew itself, beside other losses,
+    and where the loss goes through weights that another optimizer trains, that is advice only.
 
     ## Example
     ```python
@@ -94,12 +95,12 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     uphill = _uphill_steps(m, limits)
     if uphill is not None:
         return [uphill]
+    away = next((t for t in m.idle_terms if t.kind == "away" and t.value >= limits["away"]), None)
+    if away is not None:
+        return [(_easy if away.operation == "easy" else _away)(away, limits["away"])]
     negated = [c for c in m.losses if c.function in NON_NEGATIVE_LOSSES and (c.weight_in_total or 0.0) < 0]
     if negated and not m.optimizer.maximize:
         return [_negated(m, c) for c in negated]
-    away = next((t for t in m.idle_terms if t.kind == "away" and t.value >= limits["away"]), None)
-    if away is not None:
-        return [_away(away, limits["away"])]
     turned = next((t for t in m.idle_terms if t.kind == "ratio"), None)
     if turned is not None:
         return [_turned(turned)]
@@ -191,6 +192,18 @@ def _away(term: IdleTerm, limit: float) -> Finding:
     )
 
 
+def _easy(term: IdleTerm, limit: float) -> Finding:
+    """A modulating factor upside down, as p instead of 1 - p in a focal loss."""
+    return found(
+        "warning",
+        f"the factor of each sample's loss falls as that loss rises (rank correlation {number(-term.value)}, limit {number(-limit)}), and "
+        "training can lower the product by a greater error: it follows the easy samples and leads away from the hard ones",
+        location=term.site,
+        evidence=(Evidence("rank correlation of the factor with the loss", -term.value, -limit, "<="),),
+        remedies=(Remedy("flip-sign", "let the factor grow with the error, as (1 - p) ** gamma does; detach it if it is meant", "unsafe"),),
+    )
+
+
 def _turned(term: IdleTerm) -> Finding:
     """The clipped objective of PPO, which takes good actions for bad ones."""
     if term.operation == "upside-down":
@@ -227,11 +240,12 @@ def _negated(m: Measurement, call: LossCall) -> Finding:
     weight = call.weight_in_total or 0.0
     total = m.probe.losses[0] if m.probe.losses else weight * (call.value or 0.0)
     runs_away = m.ascent is not None and m.ascent.unbounded
-    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not _in_a_game(m)
+    drawn = call.target_made and call.target_kind != "values"  # actions, as of a policy whose rewards are negative
+    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not _in_a_game(m) and not drawn
     meaning = (
         "training maximises it, so the model learns to be wrong"
         if wrong
-        else "training maximises this term; right for an adversarial one only"
+        else "training maximises this term; right for an adversarial one, or for actions with negative rewards"
     )
     return found(
         "error" if wrong else "info",

@@ -15,6 +15,10 @@ from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors, tensors_in
 
+_OF_CLASSES = frozenset("cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits".split())
+_PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
+FEWEST_SAMPLES = 16  # whose losses and factors are compared
+
 FEWEST = 2  # targets of a sample: the distance of two samples is rightly small where "alike" is 1
 MOST_CLASSES = 1 << 14
 _LESSER, _GREATER, _CLIPS = frozenset(("min", "minimum")), frozenset(("max", "maximum")), frozenset(("clamp", "clip"))
@@ -22,7 +26,7 @@ NEAR = 4  # operations between a ratio of probabilities and the lesser of it and
 
 
 class Passes:
-    """What the model was given in one training step, and its first output."""
+    """What the model was given in one training step, and its output where it ran once."""
 
     def __init__(self) -> None:
         self.given: list[torch.Tensor] = []
@@ -31,9 +35,9 @@ class Passes:
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[Passes]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
-            self.output = found[0] if len(found) == 1 and self.output is None else None
+            self.output = found[0] if len(found) == 1 and not self.given else None
+            self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
 
         handle = model.register_forward_hook(note, with_kwargs=True)
         try:
@@ -153,6 +157,32 @@ def ratio(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
                 "ratio", what, _place(at) if at is whole else at.place, float(shared[0].tensor.detach().mean()), float(loss.detach())
             )
     return None
+
+
+def easy(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
+    """Losses of samples times a factor made of the outputs: `value` 1 where it falls as they rise: a greater error can lower both."""
+    for call in _behind(whole):
+        sides = [_unscaled(c) for c in call.calls if c.live] if call.name.strip("_") in _PRODUCTS else []
+        behind = [{id(c): c for c in _behind(side, 2 * NEAR)} for side in sides]
+        found = [c for known in behind for c in known.values() if c.is_loss and c.name in _OF_CLASSES]
+        losses = [c for c in found if c.tensor.shape == call.tensor.shape]
+        if len(sides) != 2 or not losses or not all({id(c) for c in (losses[0], *losses[0].calls)} & known.keys() for known in behind):
+            continue
+        one, other = (c.tensor.detach().flatten().double() for c in sides)
+        if FEWEST_SAMPLES <= len(one) == len(other) and all(bool((x >= 0).all() and x.any()) for x in (one, other)):
+            ranks = torch.stack([x.argsort(stable=True).argsort() for x in (one, other)]).double()
+            return IdleTerm("away", "easy", call.place, -float(torch.corrcoef(ranks)[0, 1]), float(loss.detach()))
+    return None
+
+
+def _unscaled(call: Call) -> Call:
+    """What it was before it was multiplied by what carries no gradient, as weights of classes."""
+    for _ in range(DEEP):
+        live = [c for c in call.calls if c.live] if call.name in SCALES and sum(t.requires_grad for t in call.given) == 1 else []
+        if not live or live[0].tensor.shape != call.tensor.shape:
+            break
+        call = live[0]
+    return call
 
 
 def _below(made: Call) -> bool | None:

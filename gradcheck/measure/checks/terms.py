@@ -60,6 +60,7 @@ def _look(copy: TrainingCopy, batch: Any, made: frozenset[str]) -> _Look:
         direction.away(whole, loss, passes, batch, made),
         direction.runaway(whole, total) if float(loss.detach()) < 0 else None,
         direction.ratio(whole, loss),
+        direction.easy(whole, loss),
     )
     look.led += [term for term in led if term is not None]
     terms = dict(terms_of(whole))
