@@ -1,13 +1,14 @@
 """The course of the probe: measured early on a schedule, longer when nothing was learned, measured again at its end."""
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, on_its_way, relapse, relative_decrease, unsettled
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_STEPS, on_its_way, outcome, relapse, relative_decrease, unsettled
 from gradcheck.training.trainer import Enough, Observe, Trainer
 from gradcheck.types.training import Run
 from gradcheck.workload.lockstep import now
@@ -98,3 +99,21 @@ class Probe:
 
     def _on_its_way(self) -> bool:
         return on_its_way(self._so_far(), self.chance())
+
+
+def told_by(probe: Run, own: Sequence[float], planned: int, chance: float | None) -> Run:
+    """The run that is judged: the probe, or the script's own steps (their losses), where these know better.
+
+    They do where the budget cut the probe off too early and there are more of them; and where they learn, while the same steps on the copy
+    do not: its few batches, again and again, are then another training.
+    """
+    if len(own) < 2 or not all(map(math.isfinite, own)):
+        return probe
+    script = replace(probe, name="the script's own steps", losses=tuple(own), gradient_norms=(), batches=len(own))
+    n = min(len(own), len(probe.losses))
+    if probe.ended == "budget" and len(probe.losses) < FEWEST_STEPS:
+        return script if len(own) > n else probe
+    if probe.ended != "done" or probe.surrogate or n < planned or outcome(probe, chance) not in ("stalls", "diverges"):
+        return probe
+    theirs, ours = (outcome(replace(run, losses=run.losses[:n]), chance) for run in (script, probe))
+    return script if theirs == "learns" != ours and relapse(script, chance) is None else probe

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import FEWEST_STEPS, held_up, outcome
+from gradcheck.analysis.convergence import held_up, outcome
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument import data_flow, surrogate
@@ -23,7 +23,7 @@ from gradcheck.measure.facts import shown_places
 from gradcheck.measure.fitting import COMPARED, cut_to
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
-from gradcheck.measure.probe import FINAL_STEPS, Probe
+from gradcheck.measure.probe import FINAL_STEPS, Probe, told_by
 from gradcheck.measure.profile import profile
 from gradcheck.training.trainer import Trainer, lr_of, take_step
 from gradcheck.types.layers import Profile
@@ -128,7 +128,7 @@ class Session:
         taken = self.training.record("probe")
         if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which may explain a plateau
             taken = replace(taken, ended="budget")
-        probe = self._longest(taken)
+        probe = told_by(taken, self.workload.own_losses, self.plan.probe_steps, self.first.chance)
         others = self._experiments(probe)
         bad = self._locate(taken)
         checked = self._checks(taken)
@@ -156,14 +156,6 @@ class Session:
         seconds, step = self.plan.seconds, self.training.step_seconds
         rest = (FINAL_STEPS + registry.forecast(self._context(math.inf), self.plan.needs)) * step
         return self.started + min(PROBE_SHARE * seconds, max(seconds - rest, self.plan.spent + LEAST_STEPS * step))
-
-    def _longest(self, probe: Run) -> Run:
-        """The script's own steps, if the budget cut the probe off too early to be judged and the script took more."""
-        own = tuple(self.workload.own_losses)
-        short = probe.ended == "budget" and len(probe.losses) < FEWEST_STEPS
-        if not short or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
-            return probe
-        return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""

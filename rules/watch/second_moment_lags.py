@@ -9,6 +9,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 SOON = 8  # steps in which a spike follows a lag: arXiv 2304.13013
 
+
 @rule(
     "WATCH001",
     "second-moment-lags",
