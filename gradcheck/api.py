@@ -14,7 +14,7 @@ from gradcheck.config.settings import OVERHEAD, Settings, settings_from
 from gradcheck.rank import is_rank_zero
 from gradcheck.trials.options import DEFAULT_BUDGET, Options
 from gradcheck.types.finding import Severity
-from gradcheck.types.live import LiveFinding
+from gradcheck.types.gauges import LiveFinding
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
 from gradcheck.workload.process_state import untouched

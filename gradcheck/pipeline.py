@@ -17,7 +17,7 @@ from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument.surrogate import POLICY_GRADIENTS
-from gradcheck.judge.assertions import asserted
+from gradcheck.judge.gate_rules import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load, outline

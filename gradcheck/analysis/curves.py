@@ -10,7 +10,7 @@ from statistics import median
 
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.gauges import Spike
-from gradcheck.types.log import Curve
+from gradcheck.types.training import Curve
 
 NORMAL = 1.4826  # standard deviation of normal numbers over their median distance from the median
 FEWEST = 20  # points before one that can be called a spike

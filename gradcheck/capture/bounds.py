@@ -1,13 +1,38 @@
 """What the loop does by hand to trained weights between steps to keep them within bounds; it is part of the training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from gradcheck.capture.events import OptimizerTrace
-from gradcheck.measure.projections import Projection
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A function that changes a tensor in place and, called again, changes nothing more. The arguments follow the tensor."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.function(weight, *self.args, **self.kwargs)
+        return weight
+
+
+@dataclass
+class Projections:
+    """A hook after an optimizer's step."""
+
+    acting: Sequence[tuple[torch.Tensor, Projection]]
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for weight, projection in self.acting:
+            projection.apply(weight)
+
 
 NAMES = frozenset("clamp_ clamp_min_ clamp_max_ clip_ relu_ abs_ masked_fill_ mul_".split())
 USUAL = 0.9  # share of the steps; of what is done less often it is not known when

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from gradcheck.capture.bounds import Bounds
+from gradcheck.capture.bounds import Bounds, Projections
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.nodes import Owner, Ref
@@ -24,7 +24,6 @@ from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
 from gradcheck.instrument.loop_journal import Clip
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.experiments import Forgetting
-from gradcheck.measure.projections import Projections
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.training_copy import copy_optimizer

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.capture.adversaries import adversary, is_played_against, opponents
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.nodes import Loose, Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent import silent_terms
+from gradcheck.capture.together import adversary, is_played_against, opponents
 from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighed, weighting
 from gradcheck.instrument.loader_batches import shape_of

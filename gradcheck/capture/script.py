@@ -21,11 +21,10 @@ import torch
 from gradcheck import interrupts, rank
 from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
-from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.kept_step import KeptStep
-from gradcheck.capture.mirror import Mirror
+from gradcheck.capture.mirror import Mirror, keep_checkpoints
 from gradcheck.capture.program import start
 from gradcheck.capture.ranks import note_processes, ranks_kept
 from gradcheck.capture.recorder import Recorder

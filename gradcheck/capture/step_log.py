@@ -1,9 +1,9 @@
 """Filing the steps of an optimizer: from which passes each was taken, and how its gradients got there."""
 
-from gradcheck.capture.adversaries import gradient_size
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.recording import Recording
+from gradcheck.capture.together import gradient_size
 
 AHEAD = 12  # steps of one optimizer, a critic's say, after which the first step of another one is no longer waited for
 

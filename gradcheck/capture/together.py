@@ -1,17 +1,26 @@
-"""Optimizers that step together on the same backward passes: one training, of one loss."""
+"""Optimizers of one loop: those that step together on the same passes, and adversaries, whose losses go through each other's weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradcheck.capture.events import OptimizerTrace
+from gradcheck.capture.nodes import nodes_behind
+from gradcheck.capture.replay import Models
 from gradcheck.training.trainer import needs_closure
-from gradcheck.workload.training_copy import copy_optimizer
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopAdversary
+from gradcheck.workload.dtensor import local
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import copy_optimizer, fork
+from gradcheck.workload.workload import Workload
 
 SHARED = 0.8  # of the steps: the others may be the first or the last of a loop
 
@@ -71,3 +80,118 @@ def as_one(parts: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """Named after what it is made of."""
     names = " and ".join(dict.fromkeys(type(part).__name__ for part in parts))
     return type(names, (Together,), {})(parts) if len(parts) > 1 else parts[0]
+
+
+FEWEST_STEPS = 30  # of each; a slow script is followed for 40 of the one that steps first
+EDGE = 10  # steps at either end that are compared
+TENSORS = 4  # whose gradients are sampled,
+ENTRIES = 1024  # at so many entries each
+MOST_NUMBERS = 20_000_000  # of a model that is copied for one more look
+ONE_WAY = 0.99  # of a gradient, that has one sign
+
+
+def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Norm of entries of some of the gradients, as they are before a step."""
+    given = [local(p.grad) for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+    chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]
+    if not chosen:
+        return None
+    parts = [g.detach().reshape(-1)[:: max(1, g.numel() // ENTRIES)][:ENTRIES].float().norm() for g in chosen]
+    return torch.stack([p.to(parts[0].device) for p in parts]).norm()
+
+
+def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> LoopAdversary | None:
+    """The training whose weights this one's loss goes through; None if there is none, or too little was seen."""
+    losses, sizes = _losses(watched), [float(s.gradient) for s in watched.steps if s.gradient is not None]
+    if len(losses) < FEWEST_STEPS or len(sizes) < FEWEST_STEPS:
+        return None
+    for other in opponents(watched, others):
+        theirs = _losses(other)
+        if len(theirs) < FEWEST_STEPS:
+            continue
+        return LoopAdversary(
+            other.label,
+            *_ends(theirs),
+            *_ends(losses),
+            max(sizes[:EDGE]),  # the other one may win within these steps
+            median(sizes[-EDGE:]),
+            max(len(losses), len(theirs)),
+        )
+    return None
+
+
+def opponents(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Iterator[OptimizerTrace]:
+    """Trainings whose weights this one's loss goes through, but not the other way round."""
+    return (other for other in others if _against(watched, other))
+
+
+def is_played_against(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> bool:
+    """Whether the loss of another training goes through the weights of this one."""
+    return any(_against(other, watched) for other in others)
+
+
+def _against(one: OptimizerTrace, other: OptimizerTrace) -> bool:
+    return one is not other and _goes_through(one, other) and not _goes_through(other, one)
+
+
+def _losses(watched: OptimizerTrace) -> list[float]:
+    return [float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in watched.steps if s.passes]
+
+
+def _goes_through(one: OptimizerTrace, other: OptimizerTrace) -> bool:
+    passes = [p for s in one.steps for p in s.passes]
+    return bool(passes) and 2 * sum(bool(p.reached & other.ids) for p in passes) > len(passes)
+
+
+def _ends(series: Sequence[float]) -> tuple[float, float]:
+    return median(series[:EDGE]), median(series[-EDGE:])
+
+
+def pulls_along(own: Workload, other: Workload) -> bool:
+    """Whether both losses move what a module says of the same samples, made by the one training, in the same direction."""
+    if any(sum(p.numel() for p in w.model.parameters()) > MOST_NUMBERS for w in (own, other)):
+        return False
+    theirs = _pulls(other)
+    pairs = [(a, b) for kind, made, a in _pulls(own) if made.requires_grad for k, x, b in theirs if k == kind and _equal(made, x)]
+    return bool(pairs) and all(a == b != 0 for a, b in pairs)
+
+
+def _pulls(w: Workload) -> list[tuple[Any, torch.Tensor, int]]:
+    """Of each call of a module with one tensor in a training step: what it is, its input, and the sign of d(loss) / d(its output)."""
+    copy = fork(w)
+    calls: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor) and output.requires_grad:
+            calls.append(((type(module), tuple(p.shape for p in module.parameters())), args[0], output))
+
+    roots = list(copy.model.children()) if isinstance(copy.model, Models) else [copy.model]
+    handles = [root.register_forward_hook(note) for root in roots]
+    try:
+        seed_all(0)
+        loss = copy.loss(w.batches[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = torch.autograd.grad(loss, [output for _, _, output in calls], allow_unused=True) if calls else ()
+    return [(kind, given, _sign(g)) for (kind, given, _), g in zip(calls, gradients, strict=True)]
+
+
+def _sign(gradient: torch.Tensor | None) -> int:
+    """1 or -1 for a gradient of one sign, 0 for any other."""
+    size = float(gradient.abs().sum()) if gradient is not None else 0.0
+    share = float(gradient.sum()) / size if gradient is not None and size else 0.0
+    return int(share > 2 * ONE_WAY - 1) - int(share < 1 - 2 * ONE_WAY)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.detach(), other.detach(), rtol=1e-4, atol=1e-6)
+
+
+def call_through(watched: OptimizerTrace, other: OptimizerTrace) -> Location | None:
+    """Where a loss of the one calls what the other trains."""
+    for step in watched.steps:
+        for node in nodes_behind([n for p in step.passes for n in p.nodes]):
+            if node.owner is not None and node.call is None and other.ids & set(node.owner.held(node.path)):
+                return node.place
+    return None

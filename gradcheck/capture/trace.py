@@ -3,7 +3,7 @@
 from typing import Any
 
 from gradcheck.capture.nodes import Constant, Node, Ref
-from gradcheck.instrument import loss_options
+from gradcheck.instrument.loss_calls import reduction_of as reduction_given
 
 DIVISIONS = frozenset(("__truediv__", "div", "true_divide", "divide", "div_", "__itruediv__"))
 PRODUCTS = frozenset(("__mul__", "__rmul__", "mul", "multiply", "mul_", "__imul__"))
@@ -46,7 +46,7 @@ def is_loss(name: str) -> bool:
 
 
 def reduction_of(node: Node) -> str:
-    return loss_options.reduction_of(node.call, node.args, node.kwargs) if node.call is not None else "mean"
+    return reduction_given(node.call, node.args, node.kwargs) if node.call is not None else "mean"
 
 
 def number_of(value: Any) -> float | None:

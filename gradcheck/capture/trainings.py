@@ -7,7 +7,6 @@ from typing import Any
 
 from gradcheck.analysis.convergence import FEWEST_STEPS, outcome
 from gradcheck.analysis.gaps import described
-from gradcheck.capture.adversaries import call_through, opponents, pulls_along
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import OptimizerTrace, taken_alike
@@ -18,7 +17,7 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.together import joined
+from gradcheck.capture.together import call_through, joined, opponents, pulls_along
 from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
@@ -28,7 +27,7 @@ from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
 from gradcheck.workload.comments import places, snippets
-from gradcheck.workload.failure import failure
+from gradcheck.workload.source_sites import failure
 from gradcheck.workload.workload import Workload
 
 REPEATED = NotMeasured("probe", "")

@@ -6,7 +6,7 @@ from pathlib import Path
 from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
-from gradcheck.workload.failure import failure
+from gradcheck.workload.source_sites import failure
 
 CORRECT = "correct it: gradcheck runs the script as python would"
 

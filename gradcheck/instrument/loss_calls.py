@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from gradcheck.instrument.deferred_statistics import SLICE, DeferredStatistics
-from gradcheck.instrument.loss_options import options_of
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.losses import LossCall
+
+
+def options_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments by name, those without one among them; `size_average` and `reduce`, which came before it, as `reduction`."""
+    given = dict(zip(_names(function), args, strict=False)) | dict(kwargs)
+    average, reduce = given.pop("size_average", None), given.pop("reduce", None)
+    if average is not None or reduce is not None:
+        given["reduction"] = "none" if reduce is not None and not reduce else "mean" if average is None or average else "sum"
+    return given
+
+
+def reduction_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """ "mean", "sum", "none", "batchmean"."""
+    given = options_of(function, args, kwargs).get("reduction")
+    return given if isinstance(given, str) else next((x for x in args if isinstance(x, str)), "mean")
+
+
+@cache
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a function of torch's own that is not written in Python
+        return "input", "target"
+
 
 IGNORED = -100  # torch's default ignore_index
 _CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")

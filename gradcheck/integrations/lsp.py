@@ -15,7 +15,7 @@ from lsprotocol import types as lsp
 from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
-from gradcheck.analysis.unsafe import reason
+from gradcheck.analysis.wording import reason
 from gradcheck.config.settings import load
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.judge import judge_again

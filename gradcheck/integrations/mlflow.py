@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, PREFIX, Sink
-from gradcheck.types.live import Magnitudes
+from gradcheck.types.gauges import Magnitudes
 from gradcheck.types.report import Report
 
 try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink
-from gradcheck.types.live import Magnitudes
+from gradcheck.types.gauges import Magnitudes
 from gradcheck.types.report import Report
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, PREFIX, Sink
-from gradcheck.types.live import Magnitudes
+from gradcheck.types.gauges import Magnitudes
 from gradcheck.types.report import Report
 
 try:

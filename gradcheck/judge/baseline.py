@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradcheck.judge.assertions import with_findings
 from gradcheck.judge.consensus import excess
 from gradcheck.judge.finding_key import key, target_name, telling
-from gradcheck.judge.gate_rules import stale_baseline
+from gradcheck.judge.gate_rules import stale_baseline, with_findings
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report

@@ -7,8 +7,8 @@ from dataclasses import replace
 from gradcheck.analysis.costs import with_cost
 from gradcheck.analysis.gaps import as_of_one_step
 from gradcheck.config.settings import RuleSettings, Settings
-from gradcheck.judge.assertions import asserted
 from gradcheck.judge.consensus import agree, merge_sites
+from gradcheck.judge.gate_rules import asserted
 from gradcheck.judge.looks import in_words
 from gradcheck.judge.root_causes import fold
 from gradcheck.judge.select import chosen, for_these, needs

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from gradcheck.errors import ConfigError
 from gradcheck.types.finding import SEVERITIES
-from gradcheck.types.live import LiveFinding
+from gradcheck.types.gauges import LiveFinding
 
 LEVELS = ("error", "warning")
 COMMAND_SECONDS = 60.0  # that a command may take

@@ -15,7 +15,7 @@ from gradcheck.errors import TargetError
 from gradcheck.live.record_file import board_file, is_alive
 from gradcheck.live.screen import REFRESH, Lines, Screen
 from gradcheck.saved_run import shaped
-from gradcheck.types.live import Frame
+from gradcheck.types.gauges import Frame
 
 LOOK_EVERY = 0.5  # seconds between two looks at the file
 SILENT = 120.0  # seconds of silence from another machine after which that is reported

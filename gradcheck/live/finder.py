@@ -25,7 +25,7 @@ from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
 from gradcheck.live.record_file import RecordFile
 from gradcheck.live.watch import Board, watched
-from gradcheck.types.live import Frame
+from gradcheck.types.gauges import Frame
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 

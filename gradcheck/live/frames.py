@@ -10,7 +10,7 @@ from gradcheck.live.step_timer import StepTimer
 from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import Watched
 from gradcheck.types.finding import Finding
-from gradcheck.types.live import Frame, LiveLayer, live_findings
+from gradcheck.types.gauges import Frame, LiveLayer, live_findings
 
 SHOWN_LAYERS = 4
 SHOWN_LOSSES = 48

@@ -13,7 +13,7 @@ from gradcheck.live.launch import launch
 from gradcheck.live.record_file import board_file
 from gradcheck.live.screen import Lines, Screen, Terminal
 from gradcheck.saved_run import shaped
-from gradcheck.types.live import Frame, live_findings
+from gradcheck.types.gauges import Frame, live_findings
 from gradcheck.types.report import Report
 
 CHILD = "gradcheck.live.child"

@@ -25,11 +25,10 @@ from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.data import DataFacts
 from gradcheck.types.gauges import RankFacts, Spike
 from gradcheck.types.location import Location
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.rule import Need
-from gradcheck.types.training import NonFinite, OptimizerFacts, Run
+from gradcheck.types.training import Curve, LogFacts, NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, places, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradcheck.report.saved_runs import FOLDER, folder
-from gradcheck.types.live import Frame
+from gradcheck.types.gauges import Frame
 from gradcheck.types.report import Report
 
 EARLY = 5  # first times that a run is saved at once, so that a short run leaves something, too

@@ -14,7 +14,7 @@ from rich.text import Text
 from gradcheck.report.console import make_console
 from gradcheck.report.formatting import clean
 from gradcheck.report.live import board, finding_line, plain_line
-from gradcheck.types.live import Frame
+from gradcheck.types.gauges import Frame
 
 LINE_EVERY = 1.0  # seconds between two lines, at least
 REFRESH = 4.0  # a second

@@ -19,7 +19,7 @@ from gradcheck.judge.scores import scores
 from gradcheck.live.frames import ranked, typical_update
 from gradcheck.live.record import Record
 from gradcheck.types.finding import SEVERITIES
-from gradcheck.types.live import Magnitudes
+from gradcheck.types.gauges import Magnitudes
 from gradcheck.types.report import Report
 
 PREFIX = "gradcheck"

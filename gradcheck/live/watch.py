@@ -28,7 +28,7 @@ from gradcheck.live.sinks import Sink, SinkDispatcher
 from gradcheck.live.spike_files import SpikeFiles
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
-from gradcheck.types.live import LiveFinding, live_findings
+from gradcheck.types.gauges import LiveFinding, live_findings
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 

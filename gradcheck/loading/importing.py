@@ -18,9 +18,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradcheck.errors import TargetError, closest
-from gradcheck.workload.failure import failure
 from gradcheck.workload.rng import preserve_rng, seed_all
-from gradcheck.workload.source_sites import Sites, display_path, origin_of, record_sites
+from gradcheck.workload.source_sites import Sites, display_path, failure, origin_of, record_sites
 
 # The user's modules of the latest load. They stay importable, since a forward method may import late, until the next load.
 _loaded: dict[str, ModuleType] = {}

@@ -13,8 +13,8 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.loading.importing import get_attribute, required_arguments
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.failure import failure
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.source_sites import failure
 
 FACTORIES = ("build_model", "make_model", "get_model", "create_model")
 _CONVENTIONS = f"call it `model`, write {FACTORIES[0]}(), or name it"

@@ -12,8 +12,7 @@ from torch import nn
 from gradcheck.errors import TargetError, closest
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.failure import failure
-from gradcheck.workload.source_sites import display_path
+from gradcheck.workload.source_sites import display_path, failure
 from gradcheck.workload.trial_pass import Maker
 from gradcheck.workload.workload import Clipping
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 import torch
 
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.batch_tensors import joined, replaced
 from gradcheck.workload.lockstep import agreed, everyone
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.treated import Inapplicable
+from gradcheck.workload.treated import Inapplicable, joined, replaced
 from gradcheck.workload.workload import Batch, Workload
 
 Tensors = list[torch.Tensor]  # of one batch

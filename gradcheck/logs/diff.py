@@ -8,8 +8,8 @@ from statistics import median
 from gradcheck.analysis.curves import ends, lowest, noise, resembling
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Finding
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.report import Report
+from gradcheck.types.training import Curve, LogFacts
 
 TOGETHER = 9  # neighbouring differences whose median counts
 APART = 3.0  # standard deviations of the differences, around their own course

@@ -7,7 +7,7 @@ from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.logs import mlflow, tensorboard, text, wandb
 from gradcheck.logs.table import Table, facts
-from gradcheck.types.log import LogFacts
+from gradcheck.types.training import LogFacts
 
 _EVENTS = "*tfevents*"
 _TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".log")

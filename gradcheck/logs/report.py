@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradcheck.config.settings import Settings
-from gradcheck.judge.assertions import asserted
+from gradcheck.judge.gate_rules import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.logs.read import read
 from gradcheck.types.data import DataFacts
-from gradcheck.types.log import LogFacts
 from gradcheck.types.measurement import Assumption, Environment, Measurement
 from gradcheck.types.report import Report
-from gradcheck.types.training import OptimizerFacts, Run
+from gradcheck.types.training import LogFacts, OptimizerFacts, Run
 from gradcheck.version import __version__
 
 SHOWN = 1000  # losses of the run that a page draws

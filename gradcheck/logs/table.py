@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradcheck.errors import ConfigError
-from gradcheck.types.log import Curve, LogFacts
+from gradcheck.types.training import Curve, LogFacts
 
 Role = Literal["loss", "evaluation", "rate", "norm"]
 ROLES: tuple[Role, ...] = ("loss", "evaluation", "rate", "norm")

@@ -20,7 +20,7 @@ from gradcheck.remedies.loop import (
 )
 from gradcheck.remedies.loss import write_loss, write_stability
 from gradcheck.remedies.normalization import write_normalization
-from gradcheck.remedies.optimizer import write_adaptive, write_schedule, write_settings
+from gradcheck.remedies.optimizer import write_schedule, write_settings
 from gradcheck.remedies.precision import write_regions
 from gradcheck.remedies.recurrence import write_gates
 from gradcheck.remedies.regularization import write_augmentation, write_dropout, write_step_hooks
@@ -52,7 +52,6 @@ MODULES = (
     write_pre_norm,
     write_branches,
     write_gates,
-    write_adaptive,
     write_settings,
     write_schedule,
     write_gradients,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gradcheck.analysis.convergence import Outcome, outcome, start_and_end
 from gradcheck.analysis.wording import number
-from gradcheck.training.intervals import paired_interval
+from gradcheck.training.paired import paired_interval
 from gradcheck.types.training import Run
 
 FEWEST = 12  # losses of both; fewer allow no verdict

@@ -8,8 +8,7 @@ from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.remedies.definition import changes_loss
-from gradcheck.training.intervals import CONFIDENCE
-from gradcheck.training.paired import effect, paired_effect
+from gradcheck.training.paired import CONFIDENCE, effect, paired_effect
 from gradcheck.training.result import Result
 from gradcheck.training.skill import skill
 from gradcheck.training.trainer import Trainer

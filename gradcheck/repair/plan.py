@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from gradcheck.analysis.unsafe import reason
+from gradcheck.analysis.wording import reason
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.lab import Plan
 from gradcheck.repair.rescan import TREATED

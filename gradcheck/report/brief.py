@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gradcheck.analysis.unsafe import reason
+from gradcheck.analysis.wording import reason
 from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import explained, place

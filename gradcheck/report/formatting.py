@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal
 
-from gradcheck.analysis.unsafe import reason
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, reason
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Coverage, Report

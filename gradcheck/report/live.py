@@ -11,7 +11,7 @@ from gradcheck.analysis.wording import number, percent
 from gradcheck.report.console import STYLES
 from gradcheck.report.formatting import clean
 from gradcheck.report.spark import BLOCKS, evenly, spark
-from gradcheck.types.live import Frame, LiveFinding
+from gradcheck.types.gauges import Frame, LiveFinding
 
 WIDTH = 24
 SHOWN_FINDINGS = 5

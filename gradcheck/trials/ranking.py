@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.metrics import LOWER_IS_BETTER
+from gradcheck.training.paired import CONFIDENCE, paired_interval
 from gradcheck.training.result import Result
 from gradcheck.trials.lab import spread
 from gradcheck.trials.plan import gets_further

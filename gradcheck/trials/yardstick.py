@@ -16,10 +16,9 @@ from gradcheck.remedies.loss.term_weight import KL_WEIGHT
 from gradcheck.types.checks import LossTerm
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.device import wide
 from gradcheck.workload.step import call, first_tensor, split
-from gradcheck.workload.treated import TreatedWorkload
+from gradcheck.workload.treated import TreatedWorkload, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch, TrainingStep
 
 

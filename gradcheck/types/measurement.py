@@ -27,13 +27,12 @@ from gradcheck.types.data import DataFacts
 from gradcheck.types.gauges import Gauge, RankFacts, Spike
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Ignore, Location
-from gradcheck.types.log import LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivative
 from gradcheck.types.sequence import Padding, SequenceFacts
 from gradcheck.types.structure import Adaptation, LinearPair, Norm, Router, Shared, Statistics, Stream
-from gradcheck.types.training import NonFinite, OptimizerFacts, Regularization, Run
+from gradcheck.types.training import LogFacts, NonFinite, OptimizerFacts, Regularization, Run
 
 
 @dataclass(frozen=True)

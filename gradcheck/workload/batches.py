@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from gradcheck.errors import TargetError
-from gradcheck.workload.failure import failure
+from gradcheck.workload.source_sites import failure
 from gradcheck.workload.tensors import map_structure, tensors_of
 from gradcheck.workload.workload import Batch
 

@@ -12,7 +12,7 @@ from gradcheck.types.measurement import Assumption
 from gradcheck.workload.batches import Data
 from gradcheck.workload.borrowing import stand_in
 from gradcheck.workload.device import place_batch
-from gradcheck.workload.failure import failure
+from gradcheck.workload.source_sites import failure
 from gradcheck.workload.step import Inputs, Loss, call, forward_of, split
 from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_mode import set_mode

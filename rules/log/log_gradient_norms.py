@@ -4,9 +4,9 @@ from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
-from gradcheck.types.log import Curve
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import Curve
 
 
 @rule(

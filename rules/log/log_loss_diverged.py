@@ -5,9 +5,9 @@ from gradcheck.analysis.curves import ends, level_error, lowest, noise, spikes
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import Curve, LogFacts
 
 PARTS = 20  # of a curve, whose medians tell whether it comes down again
 JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes

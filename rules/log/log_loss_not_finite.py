@@ -3,9 +3,9 @@ import math
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look
 from gradcheck.types.finding import Evidence, Finding
-from gradcheck.types.log import Curve
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.training import Curve
 
 
 @rule(

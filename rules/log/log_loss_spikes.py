@@ -2,9 +2,9 @@ from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembli
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
-from gradcheck.types.log import LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import LogFacts
 
 
 @rule(

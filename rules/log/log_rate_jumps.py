@@ -5,9 +5,9 @@ from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
-from gradcheck.types.log import Curve
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import Curve
 
 EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
 

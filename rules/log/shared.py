@@ -1,8 +1,8 @@
 """What the rules about logs share: what to look at next, and words."""
 
 from gradcheck.types.finding import Remedy
-from gradcheck.types.log import LogFacts
 from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import LogFacts
 
 PREFERENCES = {"rewards/chosen", "rewards/margins", "rewards/accuracies", "accuracy", "margin"}
 REWARDS = "rewards led the run, and its loss need not fall"

@@ -5,9 +5,9 @@ from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
-from gradcheck.types.log import Curve
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import Curve
 
 
 @rule(

@@ -4,10 +4,10 @@ from gradcheck.analysis.curves import thirds
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
-from gradcheck.types.log import Curve
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import Curve
 
 
 @rule(

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.bisect.fingerprints import fingerprint
-from gradcheck.bisect.recorder import Recorder
+from gradcheck.bisect.recorder import Recorder, fingerprint
 from gradcheck.bisect.recording import load, save
 from gradcheck.bisect.story import Orders, Side, bisected
 from gradcheck.report.bisection import as_json, page, text

@@ -41,7 +41,7 @@ from gradcheck.report.formatting import View
 from gradcheck.report.live import board
 from gradcheck.report.outputs import FORMATS, Output, write_outputs
 from gradcheck.saved_run import dumps, load_all
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.gauges import Frame, LiveFinding, LiveLayer
 from gradcheck.workload.notebook import code_cells, python_of
 from tests.logs import writers
 from tests.report.html.pages import treated

@@ -21,7 +21,7 @@ from gradcheck.report.diff_html import page as diff_page
 from gradcheck.report.html.fragment import of_frame
 from gradcheck.report.live import board, finding_line, plain_line
 from gradcheck.report.outputs import FORMATS, Output, View, write_outputs
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.gauges import Frame, LiveFinding, LiveLayer
 from gradcheck.types.report import Report
 from tests.report.html.pages import Page, treated
 from tests.report.html.test_page import rewritten

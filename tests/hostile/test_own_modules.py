@@ -13,7 +13,7 @@ import torch
 from gradcheck import interpreter
 from gradcheck.errors import ConfigError
 from gradcheck.live.command import check_interpreter, program_of
-from gradcheck.workload.failure import failure
+from gradcheck.workload.source_sites import failure
 
 ROOT = Path(__file__).parent.parent.parent
 SHADOWS = ("gradcheck", "random", "json", "typing", "torch", "click", "signal")

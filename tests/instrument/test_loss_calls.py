@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument.loss_calls import chance_level, floor_level, seen
-from gradcheck.instrument.loss_options import reduction_of
+from gradcheck.instrument.loss_calls import chance_level, floor_level, reduction_of, seen
 
 SOFT = torch.softmax(3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), 1)
 DENSE = torch.softmax(torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)), 1)

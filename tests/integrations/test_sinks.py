@@ -18,7 +18,7 @@ from torch import nn
 import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink, tag
-from gradcheck.types.live import Magnitudes
+from gradcheck.types.gauges import Magnitudes
 from gradcheck.types.report import Report
 from tests.live import faulty, loops
 

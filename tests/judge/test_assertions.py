@@ -9,7 +9,7 @@ import pytest
 from gradcheck.analysis.statistics import STATS, aggregated, values
 from gradcheck.config.settings import Settings, load, settings_from
 from gradcheck.errors import ConfigError
-from gradcheck.judge.assertions import asserted
+from gradcheck.judge.gate_rules import asserted
 from gradcheck.types.finding import RuleState
 from tests.literals import layer, measurement, run
 from tests.report.reports import FAULTY, report

@@ -16,7 +16,7 @@ import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.live import acting
 from gradcheck.live.acting import Actor, command_of, message, payload, webhook
-from gradcheck.types.live import LiveFinding
+from gradcheck.types.gauges import LiveFinding
 from tests.live import faulty
 
 ERROR = LiveFinding("error", "ACT002", "dead-units", "31 of 32 <units> are dead & gone", "train.py:10:5")

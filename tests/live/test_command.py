@@ -21,7 +21,7 @@ import torch
 from gradcheck.errors import ConfigError
 from gradcheck.live.command import program_of
 from gradcheck.report.live import finding_line, line, plain_line
-from gradcheck.types.live import Frame, LiveFinding
+from gradcheck.types.gauges import Frame, LiveFinding
 from gradcheck.types.report import Report
 
 SCRIPT = """

@@ -20,7 +20,7 @@ from gradcheck.errors import ConfigError, TargetError
 from gradcheck.live import attach, record_file
 from gradcheck.live.record import Record
 from gradcheck.live.record_file import RecordFile, board_file, born, is_alive
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.gauges import Frame, LiveFinding, LiveLayer
 from gradcheck.types.report import Report
 
 FRAME = Frame(7, 0.5, (0.7, float("nan")), 1.0, layers=(LiveLayer("a"),), findings=(LiveFinding("error", "ACT002", "dead-units", "dead"),))

@@ -8,8 +8,7 @@ from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.curves import thirds
 from gradcheck.live.series import MOST, DownsampledSeries, thinned
 from gradcheck.live.step_timer import StepTimer
-from gradcheck.types.log import Curve
-from gradcheck.types.training import UNBINNED, Run
+from gradcheck.types.training import UNBINNED, Curve, Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:

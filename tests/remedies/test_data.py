@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.data.batches import complete, moments
-from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
-from gradcheck.workload.treated import Inapplicable, treated_copy
+from gradcheck.workload.treated import Inapplicable, input_indices, joined, picked, replaced, target_index, tensor_at, treated_copy
 from tests.remedies.recipes import classification, measured, net, order, patient, regression, workload
 
 

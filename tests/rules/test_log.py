@@ -15,8 +15,8 @@ from gradcheck.rules.log.log_loss_flat import log_loss_flat
 from gradcheck.rules.log.log_loss_not_finite import log_loss_not_finite
 from gradcheck.rules.log.log_loss_spikes import log_loss_spikes
 from gradcheck.rules.log.log_rate_jumps import log_rate_jumps
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Curve, LogFacts
 from tests.literals import measurement
 from tests.rules.verdicts import findings, no_verdict, only
 

@@ -10,9 +10,8 @@ import pytest
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_too_high
 from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too_low
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.training import SAME_RATE_LONGER, Run
+from gradcheck.types.training import SAME_RATE_LONGER, Curve, LogFacts, Run
 from tests.literals import diverged, falling, location, loss_call, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

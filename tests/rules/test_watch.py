@@ -22,10 +22,10 @@ from gradcheck.rules.watch.second_moment_lags import second_moment_lags
 from gradcheck.rules.watch.signal_runs_away import signal_runs_away
 from gradcheck.rules.watch.weights_run_away import weights_run_away
 from gradcheck.types.gauges import Departure, Gauge, Quantity, Spike
-from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.structure import Router
+from gradcheck.types.training import Curve, LogFacts
 from tests.literals import layer, measurement, parameter, snapshots, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from gradcheck.training.intervals import paired_interval, t_p_value, t_quantile
+from gradcheck.training.paired import paired_interval, t_p_value, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29])

@@ -10,8 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.activation_recorder import caller
-from gradcheck.instrument.loss_calls import LOSSES
-from gradcheck.instrument.loss_options import reduction_of
+from gradcheck.instrument.loss_calls import LOSSES, reduction_of
 from gradcheck.types.location import Location
 from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.source_sites import location_of_frame

@@ -17,10 +17,9 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
 from gradcheck.workload.device import wide
 from gradcheck.workload.tensors import batch_size, tensors_of
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, input_indices, joined, picked, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch
 
 LIKE = ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like")

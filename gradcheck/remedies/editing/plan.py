@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.remedies.editing.context import Context, Writer
-from gradcheck.remedies.editing.document import SourceError, digest
+from gradcheck.remedies.editing.document import Change, SourceError, digest, refuse, write
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.write import Change, refuse, write
 from gradcheck.types.fix import STAGES, Fix
 from gradcheck.types.measurement import Measurement
 

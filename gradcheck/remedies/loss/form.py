@@ -12,9 +12,8 @@ from gradcheck.remedies.modules.user_code import edit_code, map_output
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.step import apply_loss, as_scalar
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch, TrainingStep
 
 

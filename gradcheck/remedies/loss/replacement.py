@@ -18,9 +18,8 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.step import classes_are_last, first_tensor
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")

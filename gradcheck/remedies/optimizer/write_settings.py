@@ -1,4 +1,4 @@
-"""The optimizer's settings, at the expression that creates it."""
+"""The optimizer's class and its settings, at the expression that creates it."""
 
 import ast
 
@@ -17,7 +17,41 @@ from gradcheck.remedies.editing.nodes import (
     statement_of,
 )
 from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.remedies.optimizer.adaptive import MOST_DECAY
 from gradcheck.types.fix import Fix
+
+_SGD_ALONE = ("momentum", "dampening", "nesterov")
+_MOST_POSITIONS = 2  # params and lr, which both take in this order
+
+
+def adam(p: Fix, context: Context) -> None:
+    """Adam, with weight decay AdamW, for SGD: its name, its rate and its decay; what only SGD has goes."""
+    draft, call = created(context)
+    if called(call) != "SGD":
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not created as SGD there")
+    if len(call.args) > _MOST_POSITIONS or any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        raise Unwritable(f"{draft.path}:{call.lineno}: not every setting of SGD has its name there")
+    if any(own_values(draft, call, name) for name in _SGD_ALONE):
+        raise Unwritable(f"{draft.path}:{call.lineno}: groups of the optimizer have settings that only SGD has")
+    if any(called(node) == "CyclicLR" for node in ast.walk(draft.tree)):
+        raise Unwritable(f"{draft.path}: a cyclic schedule has rates of its own")
+    rate(p, context)
+    for name in _SGD_ALONE:
+        draft, call = created(context)
+        if argument(call, name) is not None:
+            remove_argument(draft, call, name)
+    draft, call = created(context)
+    strength = number(p, "weight_decay")
+    old, name = draft.source(call.func), "AdamW" if strength else "Adam"
+    draft.replace(
+        call.func, spelled(draft, f"torch.optim.{name}") if isinstance(call.func, ast.Name) else f"{old.removesuffix('SGD')}{name}"
+    )
+    if strength >= MOST_DECAY:
+        decay(p, context)
+    draft, call = created(context)
+    if strength and argument(call, "weight_decay") is None:
+        keyword(context, "weight_decay", literal(0.0))  # AdamW has some where it is not told otherwise
+
 
 _RATE_POSITION = 1  # of lr, in every optimizer of torch
 
@@ -239,6 +273,7 @@ def own_values(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
 
 
 WRITERS: dict[str, Writer] = {
+    "adaptive-optimizer": adam,
     "lower-learning-rate": rate,
     "raise-learning-rate": rate,
     "adam-epsilon": epsilon,

@@ -13,10 +13,9 @@ from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import input_indices, replaced, target_index, tensor_at
 from gradcheck.workload.step import apply_loss, as_scalar
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload, input_indices, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch
 
 

@@ -14,10 +14,9 @@ from gradcheck.remedies.modules.surgery import rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.batch_tensors import joined
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import first_tensor
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, joined
 
 WIDTH, BATCHES = 0.5, 4
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

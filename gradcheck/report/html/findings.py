@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from rich.text import Text
 
-from gradcheck.analysis.unsafe import reason
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, reason
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, tree
 from gradcheck.report.html.markup import inline, join, name, page_html, tag, text

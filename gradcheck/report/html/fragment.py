@@ -16,7 +16,7 @@ from gradcheck.report.html.markup import Child, coordinate, inline, name, tag
 from gradcheck.report.html.page import article, asset
 from gradcheck.report.html.theme import DARK, LIGHT, rule, sign
 from gradcheck.report.html.trial import trial
-from gradcheck.types.live import Frame
+from gradcheck.types.gauges import Frame
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
 

@@ -19,8 +19,7 @@ from gradcheck.report.html.findings import findings
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
 from gradcheck.report.html.layers import layer_table
 from gradcheck.report.html.markup import Child, inline, join, tag
-from gradcheck.report.html.method import method
-from gradcheck.report.html.rule_states import states
+from gradcheck.report.html.method import method, states
 from gradcheck.report.html.signal import columns, shown_layers
 from gradcheck.report.html.theme import sign, variables
 from gradcheck.report.html.treatments import proof

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.remedies.editing.document import SourceError
+from gradcheck.remedies.editing.document import Change, SourceError, restore, write
 from gradcheck.remedies.editing.plan import SourcePlan
-from gradcheck.remedies.editing.write import Change, restore, write
 from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 TEXT = HEAD + "model = nn.Linear(2, 2)\noptimizer = torch.optim.SGD(model.parameters(), lr=10.0)\n"
