@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -86,7 +87,7 @@ def moved(text: str, steps: list[Move]) -> str:
             break
         container, key = every[int(where * len(every))]
         if kind == "replace":
-            container[key] = odd
+            container[key] = copy.deepcopy(odd)  # else one that holds itself has no end
         elif kind == "delete":
             del container[key]
         elif kind == "double" and isinstance(container, list):
