@@ -37,7 +37,8 @@ def is_wrapper(module: nn.Module) -> bool:
 
 def is_program(module: nn.Module) -> bool:
     """Whether it stands for no model of its own: a wrapper, or one whose forward takes the training step itself, as MAML's do."""
-    names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    traced = isinstance(module, torch.jit.ScriptModule)  # whose class gives no function
+    names = () if traced else getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
     return is_wrapper(module) or ("backward" in names and "step" in names)
 
 
