@@ -479,6 +479,15 @@ def test_dropout_that_the_code_asks_for_in_evaluation_is_meant(tmp_path):
     assert findings(tmp_path, text, "REG003") == []
 
 
+def test_what_a_package_drops_may_follow_an_argument(tmp_path):
+    package = tmp_path / "site-packages" / "fogging.py"
+    package.parent.mkdir()
+    package.write_text("from torch.nn import functional as F\ndef fog(x):\n    return F.dropout(x, 0.5)\n")
+    text = MODEL.replace("HEADS", RIGHT["HEADS"]).replace("DIM", "1").replace("DROP", "fog(h)")
+    found = f"import sys\nsys.path.append({str(package.parent)!r})\nfrom fogging import fog\n"
+    assert findings(tmp_path, found + text, "REG003") == []
+
+
 # An agent whose rewards grow as it gets further. Trained on, it learns: what it learns from moves with what it is.
 ITS_OWN_TARGET = """
 from torch.autograd import Variable

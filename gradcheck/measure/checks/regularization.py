@@ -103,7 +103,8 @@ def _staying(context: CheckContext, batch: Any, found: Regularization) -> Regula
     with evaluating(copy), torch.no_grad():
         seed_all(context.seed)
         seen, _ = seen_noise(copy, batch, lambda _: None)
-        staying = tuple(d for d in seen if d.layer.partition(":")[0] != OUTSIDE and not told(d.site))
+        own = [d for d in seen if d.site is not None and d.site.detail is None]  # in a package (Keras), an argument may have said so
+        staying = tuple(d for d in own if d.layer.partition(":")[0] != OUTSIDE and not told(d.site))
         if not staying:
             return found
         noisy = fmean(float(copy.loss(batch)) for batch in batches)
