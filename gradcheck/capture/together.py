@@ -87,7 +87,7 @@ EDGE = 10  # steps at either end that are compared
 TENSORS = 4  # whose gradients are sampled,
 ENTRIES = 1024  # at so many entries each
 MOST_NUMBERS = 20_000_000  # of a model that is copied for one more look
-ONE_WAY = 0.99  # of a gradient, that has one sign
+ONE_WAY = 0.99  # of a gradient, that has one sign (heuristic: all but rounding)
 
 
 def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:

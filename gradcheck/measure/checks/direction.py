@@ -17,7 +17,7 @@ from gradcheck.workload.tensors import named_tensors, tensors_in
 
 _OF_CLASSES = frozenset("cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits".split())
 _PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
-FEWEST_SAMPLES = 16  # whose losses and factors are compared
+FEWEST_SAMPLES = 16  # whose losses and factors are compared (heuristic: a rank correlation of 0.95 is none by chance)
 
 FEWEST = 2  # targets of a sample: the distance of two samples is rightly small where "alike" is 1
 MOST_CLASSES = 1 << 14
