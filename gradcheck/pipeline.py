@@ -16,7 +16,7 @@ from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.instrument.surrogate import POLICY_GRADIENTS
+from gradcheck.instrument.handwritten_loss import POLICY_GRADIENTS
 from gradcheck.judge.gate_rules import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs

@@ -13,7 +13,7 @@ import pytest
 from gradcheck.cli import main
 from gradcheck.config.settings import Settings
 from gradcheck.loading.spec import TargetSpec
-from gradcheck.repair import writing
+from gradcheck.repair import edits
 from gradcheck.repair.options import options_of
 from gradcheck.repair.story import fix_target
 
@@ -105,9 +105,9 @@ def test_a_file_whose_scan_still_finds_it_is_not_written(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
-    monkeypatch.setattr(writing, "_scanned", lambda source, words: [fixed.report])
-    with pytest.raises(writing.WriteError, match="OPT001 would still be found"):
-        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
+    monkeypatch.setattr(edits, "_scanned", lambda source, words: [fixed.report])
+    with pytest.raises(edits.WriteError, match="OPT001 would still be found"):
+        edits.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 
@@ -116,9 +116,9 @@ def test_a_file_whose_scan_cannot_look_for_it_is_not_written(folder, monkeypatch
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     states = tuple(replace(s, status="not-measured") if s.code == "OPT001" else s for s in fixed.report.rules)
-    monkeypatch.setattr(writing, "_scanned", lambda source, words: [replace(fixed.report, findings=(), rules=states)])
-    with pytest.raises(writing.WriteError, match="OPT001 could not be looked for"):
-        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
+    monkeypatch.setattr(edits, "_scanned", lambda source, words: [replace(fixed.report, findings=(), rules=states)])
+    with pytest.raises(edits.WriteError, match="OPT001 could not be looked for"):
+        edits.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 
@@ -126,8 +126,8 @@ def test_a_file_that_cannot_be_scanned_is_not_written(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
-    with pytest.raises(writing.WriteError, match="cannot be scanned: error: there is no file"):
-        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
+    with pytest.raises(edits.WriteError, match="cannot be scanned: error: there is no file"):
+        edits.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 

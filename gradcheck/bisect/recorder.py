@@ -18,8 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.optim import Optimizer
 
 from gradcheck.bisect.recording import LARGEST, SKETCH, Event, Kind, LayerFacts, Print, Recording
-from gradcheck.instrument.loop_events import LoopListener
-from gradcheck.instrument.loop_hooks import LoopHooks
+from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.models import living_modules, living_optimizers, unwrapped
 from gradcheck.workload.source_sites import display_path, record_sites

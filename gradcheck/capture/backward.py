@@ -12,7 +12,7 @@ from gradcheck.capture.passes import leaves
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
 from gradcheck.capture.weighting import element_weight, gradient_sample
-from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here, variable_of
 
 ASKED = 63  # passes whose gradients were asked for and not used yet, before the last one

@@ -10,8 +10,7 @@ from gradcheck.instrument.domain import reason
 from gradcheck.measure.non_finite import FILLS
 from gradcheck.types.location import Location
 from gradcheck.types.training import NonFinite
-from gradcheck.workload.identity_table import IdentityTable
-from gradcheck.workload.tensors import tensors_in
+from gradcheck.workload.tensors import IdentityTable, tensors_in
 
 _MOVES = frozenset("view reshape flatten squeeze unsqueeze expand __getitem__ detach transpose permute t contiguous clone".split())
 M = TypeVar("M")

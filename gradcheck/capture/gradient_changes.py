@@ -8,7 +8,7 @@ from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recording import Recording
-from gradcheck.instrument.loop_events import ClipKind, LoopListener
+from gradcheck.instrument.loop_hooks import ClipKind, LoopListener
 from gradcheck.instrument.loop_journal import fault_of_clipping
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SequentialSample
 
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import is_plain, tensors_in
-from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopLeak

@@ -14,7 +14,7 @@ import torch
 from gradcheck.capture.births import Marks
 from gradcheck.capture.nodes import Node, Ref
 from gradcheck.instrument.running_code import here
-from gradcheck.measure.checks.baseline import explained
+from gradcheck.measure.checks.validation import explained
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopPairing
 

@@ -29,8 +29,7 @@ from gradcheck.capture.step_log import StepLog
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
-from gradcheck.instrument.loop_events import LoopListener
-from gradcheck.instrument.loop_hooks import LoopHooks
+from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
 from gradcheck.instrument.patches import Patches
 from gradcheck.workload.source_sites import Sites
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here, outside
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NOT_RETAINED, LoopRetained

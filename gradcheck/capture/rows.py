@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradcheck.capture.structures import is_plain
-from gradcheck.workload.identity_table import IdentityTable
+from gradcheck.workload.tensors import IdentityTable
 
 _SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
 # What keeps every entry of a tensor, in other axes or of another dtype.

@@ -9,7 +9,7 @@ from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.step_log import StepLog
 from gradcheck.capture.updates import Updates
-from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
 from gradcheck.instrument.traced_optimizer import inner_optimizer

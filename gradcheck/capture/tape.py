@@ -19,9 +19,8 @@ from gradcheck.capture.structures import pack, tensors_in
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.device import autocast_kinds
-from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.rng import host_states, same_states, torch_states
-from gradcheck.workload.tensors import with_items
+from gradcheck.workload.tensors import IdentityTable, with_items
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
 # They give no new values, or values that stand for themselves.

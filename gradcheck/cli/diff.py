@@ -33,7 +33,7 @@ def diff(
         from gradcheck.judge.diff import unsure, worse_off
         from gradcheck.logs.read import is_log
         from gradcheck.report import diff as shown
-        from gradcheck.report.diff_html import page
+        from gradcheck.report.diff import page
         from gradcheck.saved_run import load_all
 
         renderers = {"text": shown.text, "markdown": shown.markdown, "json": shown.as_json, "html": page}

@@ -157,7 +157,7 @@ def _written(
 ) -> list[Report] | None:
     """A scan of the edited files, which are written then; None when there was nothing to write."""
     from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.repair.writing import promises, scan_and_write
+    from gradcheck.repair.edits import promises, scan_and_write
 
     source = next((f.source for f in treated if f.source is not None and f.source.drafts), None)
     if source is None:

@@ -1,8 +1,12 @@
-"""The command `scan`: parse, one call, render, exit code. Heavy imports are inside functions."""
+"""The command `scan`: parse, one call, render, exit code; with `--watch` again when a file changes. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,7 +78,6 @@ def scan(
     a command after `--` where no TARGET comes before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
     """
     with exits(color):
-        from gradcheck.cli.again import scan_again
         from gradcheck.cli.gate import exit_code, without_known
         from gradcheck.cli.jobs import arguments_of, jobs_of, refuse_flags, scan_all, with_scripts
 
@@ -112,3 +115,40 @@ def _scan_command(words: tuple[str, ...], run: ScriptSpec, config: ConfigOptions
 
     own = {name: value for name, value in flags.items() if value and name not in ("steps", "fail_on")}
     return scan_command(words, Orders(run_of(run), config.config or [], config.isolated, own), quiet)
+
+
+SUFFIXES = (".py", ".ipynb", ".toml")  # what a scan writes is none of these
+
+
+def scan_again(words: Sequence[str], folder: Path = Path()) -> int:
+    """Scans now, and after every change below the folder, until Ctrl-C; the last exit code. Raises ConfigError without watchfiles."""
+    from gradcheck.errors import ConfigError
+
+    try:
+        from watchfiles import DefaultFilter, watch
+    except ModuleNotFoundError as error:
+        raise ConfigError("--watch needs the package watchfiles", hint="pip install 'gradcheck[watch]'") from error
+
+    class Sources(DefaultFilter):
+        def __call__(self, change: object, path: str) -> bool:
+            return path.endswith(SUFFIXES) and super().__call__(change, path)
+
+    command = [sys.executable, "-P", "-m", "gradcheck", *without_watch(words)]
+    code = _scanned(command)
+    for changes in watch(folder, watch_filter=Sources(), raise_interrupt=False):
+        names = sorted({os.path.relpath(path, folder) for _, path in changes})
+        print(f"\n--- {', '.join(names[:3])} changed ---\n", file=sys.stderr)
+        code = _scanned(command)
+    return code
+
+
+def without_watch(words: Sequence[str]) -> list[str]:
+    """The arguments of the command without `--watch`; what comes after `--` belongs to the script."""
+    end = list(words).index("--") if "--" in words else len(words)
+    return [word for i, word in enumerate(words) if word != "--watch" or i > end]
+
+
+def _scanned(command: Sequence[str]) -> int:
+    code = subprocess.run(command).returncode
+    print("\nwaiting for changes; Ctrl-C ends", file=sys.stderr)
+    return code

@@ -26,10 +26,9 @@ from gradcheck.instrument.tensor_statistics import readable
 from gradcheck.types.layers import LayerKind, TensorStats
 from gradcheck.types.location import Location
 from gradcheck.workload.dtensor import whole
-from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.sharding import class_of
 from gradcheck.workload.source_sites import location_of_frame
-from gradcheck.workload.tensors import tensors_in
+from gradcheck.workload.tensors import IdentityTable, tensors_in
 
 _RELU: tuple[LayerKind, str] = ("activation", "relu")
 # torch's handle of a global hook does not take its entry out of here.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.instrument.loop_events import ClipKind, LoopListener
+from gradcheck.instrument.loop_hooks import ClipKind, LoopListener
 from gradcheck.instrument.modes import Off
 from gradcheck.instrument.running_code import here
 from gradcheck.instrument.schedulers import Schedulers

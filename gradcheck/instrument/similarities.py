@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gradcheck.types.location import Location
 from gradcheck.types.losses import Scramble
 from gradcheck.types.measurement import Similarity
-from gradcheck.workload.identity_table import IdentityTable
+from gradcheck.workload.tensors import IdentityTable
 
 _NORMS = frozenset(("norm", "linalg_norm", "linalg_vector_norm", "vector_norm"))
 _DIVISIONS = frozenset(("div", "__truediv__", "true_divide", "divide"))

@@ -19,8 +19,7 @@ from torch.optim import Optimizer
 
 from gradcheck.capture.retained import Retained
 from gradcheck.instrument.activation_recorder import Call
-from gradcheck.instrument.loop_events import ClipKind, LoopListener
-from gradcheck.instrument.loop_hooks import LoopHooks
+from gradcheck.instrument.loop_hooks import ClipKind, LoopHooks, LoopListener
 from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
 from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around

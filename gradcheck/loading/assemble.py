@@ -15,7 +15,7 @@ from gradcheck.workload.borrowing import stand_in
 from gradcheck.workload.device import place_module, place_optimizer
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import Inputs, call
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import set_mode
 from gradcheck.workload.trial_pass import Parts, could_not_run, inputs_of, placed
 from gradcheck.workload.workload import Batch, Workload
 

@@ -17,8 +17,8 @@ from gradcheck.errors import TargetError
 from gradcheck.instrument.graph_structure import release_graphs, upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
+from gradcheck.workload.device import counting_saved, free_memory, memory_of
 from gradcheck.workload.lockstep import agreed, several
-from gradcheck.workload.memory import counting_saved, free_memory, memory_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.sharding import is_sharded

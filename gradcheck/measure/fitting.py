@@ -9,8 +9,8 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.types.measurement import Assumption
+from gradcheck.workload.device import Memory, free_memory, gigabytes, memory_of
 from gradcheck.workload.lockstep import everyone
-from gradcheck.workload.memory import Memory, free_memory, gigabytes, memory_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size, tensors_of

@@ -16,7 +16,7 @@ from gradcheck.types.parameters import Parameter
 from gradcheck.types.structure import Adaptation
 from gradcheck.types.training import Run
 from gradcheck.workload.comments import ignores
-from gradcheck.workload.memory import memory_of
+from gradcheck.workload.device import memory_of
 
 KNOWN = frozenset(("optimizer", "adapters"))
 WHY = "nothing was run: --init-only looks at how the model is built"

@@ -11,7 +11,7 @@ import torch
 from gradcheck.analysis.convergence import held_up, outcome
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.instrument import data_flow, surrogate
+from gradcheck.instrument import data_flow, handwritten_loss
 from gradcheck.instrument.activation_recorder import ActivationRecorder
 from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
@@ -172,7 +172,7 @@ class Session:
         if first:
             self.watched = watch(copy.model, copy.optimizer)
             fates = graph.fates(taps.calls) if graph is not None else {}
-            self.training.surrogate = surrogate.why(graph, taps.calls, own_past=self.workload.own_past)
+            self.training.surrogate = handwritten_loss.why(graph, taps.calls, own_past=self.workload.own_past)
             self._link(taps, graph)
         values: list[torch.Tensor] = []
         taps.bring(loss.detach().clone(), values.append)
@@ -356,7 +356,7 @@ class Session:
                 inputs=w.inputs,
                 one_pass=w.one_pass,
             ),
-            probe=surrogate.noted(probe, checked.values.get("derivatives")),
+            probe=handwritten_loss.noted(probe, checked.values.get("derivatives")),
             experiments=others,
             losses=first.losses,
             loss_given=w.loss_given,

@@ -1,6 +1,6 @@
 """The closed vocabulary: every treatment by its name, and the remedies of rules that only a person can apply."""
 
-from gradcheck.remedies.activation import hidden, output
+from gradcheck.remedies.activation import hidden
 from gradcheck.remedies.clipping import gradients
 from gradcheck.remedies.data import batches
 from gradcheck.remedies.definition import RemedyDefinition
@@ -12,11 +12,10 @@ from gradcheck.remedies.loss import (
     label_smoothing,
     replacement,
     stability,
-    stopped_gradient,
     term_weight,
 )
 from gradcheck.remedies.normalization import layers, modes
-from gradcheck.remedies.optimizer import adaptive, schedule, settings, weight_decay
+from gradcheck.remedies.optimizer import schedule, settings, weight_decay
 from gradcheck.remedies.precision import regions
 from gradcheck.remedies.recurrence import gates
 from gradcheck.remedies.regularization import augmentation, capacity, dropout, overall, penalties
@@ -36,10 +35,8 @@ MODULES = (
     replacement,
     form,
     term_weight,
-    stopped_gradient,
     balancing,
     stability,
-    output,
     batches,
     weights,
     head,
@@ -50,7 +47,6 @@ MODULES = (
     branches,
     blocks,
     gates,
-    adaptive,
     settings,
     schedule,
     weight_decay,

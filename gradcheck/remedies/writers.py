@@ -3,30 +3,28 @@
 from collections.abc import Sequence
 
 from gradcheck.remedies.activation import write_activation
-from gradcheck.remedies.clipping import write_gradients
+from gradcheck.remedies.clipping import gradients
 from gradcheck.remedies.data import write_batches
 from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
-from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
+from gradcheck.remedies.initialization import lsuv, write_values, write_weights
 from gradcheck.remedies.loop import (
     write_clipping,
     write_epochs,
-    write_graph,
     write_once,
     write_steps,
     write_targets,
-    write_weighting,
 )
 from gradcheck.remedies.loss import write_loss, write_stability
-from gradcheck.remedies.normalization import write_normalization
-from gradcheck.remedies.optimizer import write_schedule, write_settings
-from gradcheck.remedies.precision import write_regions
-from gradcheck.remedies.recurrence import write_gates
-from gradcheck.remedies.regularization import write_augmentation, write_dropout, write_step_hooks
+from gradcheck.remedies.normalization import layers
+from gradcheck.remedies.optimizer import schedule, write_settings
+from gradcheck.remedies.precision import regions
+from gradcheck.remedies.recurrence import gates
+from gradcheck.remedies.regularization import dropout, write_augmentation, write_step_hooks
 from gradcheck.remedies.residual import write_branches
-from gradcheck.remedies.transformer import write_pre_norm
-from gradcheck.remedies.wiring import write_parameters, write_zero_derivatives
+from gradcheck.remedies.transformer import blocks
+from gradcheck.remedies.wiring import write_parameters, zero_derivatives
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 
@@ -34,29 +32,27 @@ MODULES = (
     write_steps,
     write_clipping,
     write_epochs,
-    write_graph,
     write_once,
-    write_weighting,
     write_targets,
     write_parameters,
-    write_zero_derivatives,
-    write_regions,
+    zero_derivatives,
+    regions,
     write_loss,
     write_stability,
     write_batches,
     write_weights,
     write_values,
-    write_lsuv,
+    lsuv,
     write_activation,
-    write_normalization,
-    write_pre_norm,
+    layers,
+    blocks,
     write_branches,
-    write_gates,
+    gates,
     write_settings,
-    write_schedule,
-    write_gradients,
+    schedule,
+    gradients,
     write_step_hooks,
-    write_dropout,
+    dropout,
     write_augmentation,
 )
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}

@@ -7,8 +7,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.options import RepairOptions
-from gradcheck.repair.performance import WELL, result_of
-from gradcheck.repair.rescan import Seen, rescan
+from gradcheck.repair.rescan import WELL, Seen, rescan, result_of
 from gradcheck.training.lab import Lab
 from gradcheck.training.result import Result
 from gradcheck.training.trainer import FEWEST_STEPS, Trainer

@@ -13,8 +13,8 @@ from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
 from gradcheck.repair.lab import PATIENCE, Plan, RepairLab, TimeUp, signature
-from gradcheck.repair.performance import WELL
 from gradcheck.repair.plan import ADAPTIVE, adapts, allowed, rate_of, usual_rates, with_rate, without_rate
+from gradcheck.repair.rescan import WELL
 from gradcheck.training.paired import survivors
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable

@@ -9,9 +9,8 @@ from typing import Literal
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.errors import GradcheckError
 from gradcheck.repair.lab import PATIENCE, Plan, RepairLab, TimeUp, signature
-from gradcheck.repair.performance import WELL
 from gradcheck.repair.plan import LOWER, RAISE, allowed, fixes_for, rate_treatment, refused, without_rate
-from gradcheck.repair.rescan import faulty, severities, worsened
+from gradcheck.repair.rescan import WELL, faulty, severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW, RemedySearch
 from gradcheck.training.result import Result
 from gradcheck.types.fix import TIME_WAS_UP, Fix, Outcome, OutcomeStatus

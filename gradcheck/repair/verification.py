@@ -6,8 +6,7 @@ from statistics import median
 
 from gradcheck.errors import GradcheckError
 from gradcheck.repair.lab import Plan, TimeUp
-from gradcheck.repair.performance import WELL, changes, compare
-from gradcheck.repair.rescan import severities, worsened
+from gradcheck.repair.rescan import WELL, changes, compare, severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW
 from gradcheck.repair.session import WORSE, RepairSession
 from gradcheck.training.result import Result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
-from gradcheck.report.diff_html import document
+from gradcheck.report.diff import document
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.markup import tag
 from gradcheck.report.table import aligned

@@ -27,8 +27,8 @@ FORMATS: Mapping[str, str] = {
     "json-lines": "gradcheck.report.listings:json_lines",
     "markdown": "gradcheck.report.markdown",
     "sarif": "gradcheck.report.sarif",
-    "junit": "gradcheck.report.junit",
-    "github": "gradcheck.report.github",
+    "junit": "gradcheck.report.listings:junit",
+    "github": "gradcheck.report.listings:github",
     "gitlab": "gradcheck.report.listings:gitlab",
     "rdjson": "gradcheck.report.listings:rdjson",
 }
@@ -96,7 +96,7 @@ def write_outputs(reports: Sequence[Report], outputs: Iterable[Output], view: Vi
         else:
             _to_stdout(reports, output.format, view)
     if any(o.format == "github" for o in outputs):
-        from gradcheck.report.github import append_summary
+        from gradcheck.report.listings import append_summary
 
         append_summary(reports)
 

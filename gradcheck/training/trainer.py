@@ -20,8 +20,7 @@ from gradcheck.types.training import Run
 from gradcheck.workload.lockstep import OutOfStep, agreed, now
 from gradcheck.workload.rng import preserve_rng, reseed
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.training_copy import TrainingCopy, restored
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import TrainingCopy, restored, set_mode
 from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 

@@ -12,10 +12,10 @@ import torch
 from gradcheck.remedies.catalogue import apply
 from gradcheck.remedies.loss.balancing import without_balancing
 from gradcheck.training.lab import Lab
-from gradcheck.training.metrics import predictions, scores, task_of
 from gradcheck.training.paired import training_loss
 from gradcheck.training.pool import WorkerPool
 from gradcheck.training.result import Result, stopped_early, stops_early
+from gradcheck.training.skill import predictions, scores, task_of
 from gradcheck.training.splits import Splitter
 from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.trials.yardstick import Yardstick, in_untreated_units

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-from gradcheck.training.metrics import LOWER_IS_BETTER
 from gradcheck.training.paired import CONFIDENCE, paired_interval
 from gradcheck.training.result import Result
+from gradcheck.training.skill import LOWER_IS_BETTER
 from gradcheck.trials.lab import spread
 from gradcheck.trials.plan import gets_further
 from gradcheck.trials.rounds import Tournament

@@ -12,9 +12,9 @@ from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.writers import plan_edits
-from gradcheck.training.metrics import require_scikit_learn
 from gradcheck.training.pool import WorkerPool, usual_workers
 from gradcheck.training.result import NAME as EARLY_STOPPING
+from gradcheck.training.skill import require_scikit_learn
 from gradcheck.training.splits import Splitter, splitter_of
 from gradcheck.trials.candidates import entries, treatment_named
 from gradcheck.trials.lab import TrialLab, pace
@@ -22,8 +22,7 @@ from gradcheck.trials.options import Options
 from gradcheck.trials.plan import SPARSE, Planner, still_falling
 from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked, recommendation
 from gradcheck.trials.rounds import NEXT_TO, Tournament
-from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric
-from gradcheck.trials.summary import explained, verdict
+from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric, explained, verdict
 from gradcheck.trials.yardstick import yardstick_of
 from gradcheck.types.measurement import Assumption
 from gradcheck.types.report import Report

@@ -11,8 +11,7 @@ from torch import nn
 
 from gradcheck.measure.checks.balance import traded
 from gradcheck.measure.checks.embeddings import is_embedding, outermost, spread_of
-from gradcheck.remedies.loss.stopped_gradient import STOP_GRADIENT
-from gradcheck.remedies.loss.term_weight import KL_WEIGHT
+from gradcheck.remedies.loss.term_weight import KL_WEIGHT, STOP_GRADIENT
 from gradcheck.types.checks import LossTerm
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement

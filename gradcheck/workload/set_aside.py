@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from gradcheck.errors import TargetError
-from gradcheck.workload.memory import free_memory, gigabytes
+from gradcheck.workload.device import free_memory, gigabytes
 from gradcheck.workload.tensors import tensors_in
 
 ALIGNED = 64  # bytes between the starts of two tensors in a file are a multiple of it

@@ -1,8 +1,9 @@
-"""Tensors in values of any structure: batches, arguments, outputs."""
+"""Tensors in values of any structure: batches, arguments, outputs; and what is known of objects by identity."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -74,3 +75,34 @@ def named_tensors(value: Any, name: str = "input") -> Iterator[tuple[str, torch.
 def batch_size(batch: Any) -> int:
     first = next((t for _, t in named_tensors(batch) if t.dim()), None)
     return first.shape[0] if first is not None else 1
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class IdentityTable(Generic[K, V]):
+    """Values, each kept as long as its object lives. `weakref.WeakKeyDictionary` compares by `==`, which tensors do by element."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[K], V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        number, entries = id(key), self._entries
+
+        def forget(reference: Any) -> None:
+            entry = entries.get(number)
+            if entry is not None and entry[0] is reference:  # another object may have the number by now
+                del entries[number]
+
+        entries[number] = weakref.ref(key, forget), value
+
+    def get(self, key: K) -> V | None:
+        entry = self._entries.get(id(key))
+        return entry[1] if entry is not None and entry[0]() is key else None
+
+    def pop(self, key: K) -> None:
+        self._entries.pop(id(key), None)

@@ -15,7 +15,7 @@ from gradcheck.workload.device import place_batch
 from gradcheck.workload.source_sites import failure
 from gradcheck.workload.step import Inputs, Loss, call, forward_of, split
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import set_mode
 from gradcheck.workload.workload import Batch, TrainingStep
 
 # Builds the optimizer for the model that is measured; also says what it did.

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.capture.build import workload_of
-from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.together import joined
+from gradcheck.capture.trainings import tell_rules
 from gradcheck.workload.source_sites import record_sites
 
 Tensor = torch.Tensor

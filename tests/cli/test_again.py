@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.cli.again import without_watch
+from gradcheck.cli.scan import without_watch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "NO_COLOR": "1"}

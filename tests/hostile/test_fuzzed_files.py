@@ -37,7 +37,7 @@ from gradcheck.report import bisection
 from gradcheck.report import diff as shown
 from gradcheck.report.baseline_file import read
 from gradcheck.report.baseline_file import text as baseline_text
-from gradcheck.report.diff_html import page
+from gradcheck.report.diff import page
 from gradcheck.report.formatting import View
 from gradcheck.report.live import board
 from gradcheck.report.outputs import FORMATS, Output, write_outputs

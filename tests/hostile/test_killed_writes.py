@@ -12,7 +12,7 @@ MOMENTS = 20
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gradcheck.repair import writing
+from gradcheck.repair import edits
 from tests.remedies.editing.test_write import AFTER, TEXT, planned
 
 seen = set()
@@ -35,9 +35,9 @@ for moment in range(int(sys.argv[1])):
             os.close(os.open("proved", os.O_CREAT | os.O_WRONLY))
             return []
 
-        writing._scanned = scanned
+        edits._scanned = scanned
         sys.addaudithook(hook)
-        writing.scan_and_write(source, [], [], True)
+        edits.scan_and_write(source, [], [], True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     text = Path("model.py").read_text()

@@ -15,7 +15,7 @@ import pytest
 from gradcheck.cli import main
 from gradcheck.judge.diff import apart, diff, worse_off
 from gradcheck.report import diff as shown
-from gradcheck.report.diff_html import page
+from gradcheck.report.diff import page
 from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location, measurement, run
 from tests.report.reports import FAULTY, HOSTILE, INFO, WARNING, finding, report

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.judge.root_causes import fold
+from gradcheck.judge.judge import fold
 from tests.judge.rules import finding, rule_that
 from tests.literals import location
 

@@ -15,7 +15,7 @@ from gradcheck.instrument import graph_structure
 from gradcheck.loading.objects import from_objects
 from gradcheck.measure import faithful, fitting
 from gradcheck.pipeline import scan_workload
-from gradcheck.workload.memory import free_memory, memory_of
+from gradcheck.workload.device import free_memory, memory_of
 
 WIDTH, ROWS = 512, 64
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.definition import changes_loss
-from gradcheck.repair.performance import compare
+from gradcheck.repair.rescan import compare
 from gradcheck.training.result import Result
 from gradcheck.training.skill import RelativeScore, skill
 from gradcheck.types.fix import Fix

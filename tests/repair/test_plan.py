@@ -6,9 +6,8 @@ from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.repair.performance import changes
 from gradcheck.repair.plan import advice, allowed, fixes_for, refused
-from gradcheck.repair.rescan import worsened
+from gradcheck.repair.rescan import changes, worsened
 from gradcheck.types.finding import Finding, Remedy
 from gradcheck.types.report import Report
 from tests.literals import diverged, measurement, optimizer, run

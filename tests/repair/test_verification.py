@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.repair.performance import compare
+from gradcheck.repair.rescan import compare
 from gradcheck.repair.verification import _rescued, _undecided, verify
 from gradcheck.training.result import Result
 from gradcheck.types.fix import Fix, Outcome

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.errors import SavedRunError
-from gradcheck.report import github
+from gradcheck.report import listings
 from gradcheck.report.outputs import Output, write_outputs
 from tests.literals import location
 from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, HOSTILE, IN_PART, MIXED, VIEW, finding, report
@@ -31,7 +31,7 @@ def plain(text, properties=False):
 
 
 def rendered(*reports, **view):
-    return github.render(reports, replace(VIEW, **view))
+    return listings.github(reports, replace(VIEW, **view))
 
 
 def test_levels_places_and_messages():
@@ -102,14 +102,14 @@ def test_only_the_github_format_writes_a_summary(summary, capsys):
 
 def test_the_summary_leaves_details_out_before_it_is_too_large(summary):
     findings = [finding(line=n, message="x" * 100_000) for n in range(1, 15)]
-    github.append_summary([report(*findings)])
+    listings.append_summary([report(*findings)])
     assert 0 < summary.stat().st_size < 1024 * 1024 and "<details>" not in summary.read_text()
     summary.write_text("x" * 1024 * 1024)
-    github.append_summary([report(*findings)])
+    listings.append_summary([report(*findings)])
     assert summary.stat().st_size == 1024 * 1024
 
 
 def test_a_summary_that_cannot_be_written_is_one_clear_error(summary):
     summary.mkdir()
     with pytest.raises(SavedRunError, match="cannot write the step summary"):
-        github.append_summary([MIXED])
+        listings.append_summary([MIXED])

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from junitparser import Error, Failure, JUnitXml, Skipped
 
-from gradcheck.report import junit
+from gradcheck.report import listings
 from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, IN_PART, MIXED, VIEW
 
 
 def parsed(*reports, **view):
-    return JUnitXml.fromstring(junit.render(reports, replace(VIEW, **view)).encode())
+    return JUnitXml.fromstring(listings.junit(reports, replace(VIEW, **view)).encode())
 
 
 def cases(xml):

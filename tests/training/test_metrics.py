@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.errors import ConfigError
 from gradcheck.loading.objects import from_objects
-from gradcheck.training.metrics import Predictions, predictions, require_scikit_learn, scores, task_of
+from gradcheck.training.skill import Predictions, predictions, require_scikit_learn, scores, task_of
 
 
 def workload(outputs: int, target: torch.Tensor, loss):

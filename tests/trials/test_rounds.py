@@ -159,9 +159,7 @@ def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended()
 
 def test_rivals_are_not_combined_and_stages_are_in_order():
     assert rivals("l1", "l2") and rivals("he-init", "orthogonal-init") and not rivals("l1", "dropout")
-    team = [
-        Candidate(n, n, (fix(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))
-    ]
+    team = [Candidate(n, n, (fix(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))]
     found = combinations(team, [3.0, 2.0, 1.5])
     assert [c.name for c in found] == ["l1 + x"]
     assert [p.treatment for p in together([team[0], team[2]]).fixes] == ["x", "l1"]

@@ -12,9 +12,8 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.instrument.loss_calls import LOSSES, reduction_of
 from gradcheck.types.location import Location
-from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.source_sites import location_of_frame
-from gradcheck.workload.tensors import tensors_in
+from gradcheck.workload.tensors import IdentityTable, tensors_in
 
 DEEP = 200  # sums and scales on the way from the loss to a term
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.recorded_calls import BATCH_NORMS, named
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.structure import Statistics
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import set_mode
 
 BATCHES = 4  # of the probe's, at most
 

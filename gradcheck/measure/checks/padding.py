@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
-from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
+from gradcheck.measure.checks.sequence import opening, site_of
 from gradcheck.types.location import Location
 from gradcheck.types.sequence import Padding
 from gradcheck.workload.device import wide

@@ -5,7 +5,7 @@ import ast
 from gradcheck.analysis.activations import ACTIVATIONS
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import call_at_or_above, called, dotted, in_place_of, remove_item
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.initialization.write_weights import draw, scheme_of
@@ -83,7 +83,7 @@ def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
 
 
 def _module_name(draft: Draft, name: str) -> bool:
-    from gradcheck.remedies.editing.imports import original
+    from gradcheck.remedies.editing.names import original
 
     return bool(name) and original(draft, name).startswith("torch")
 

@@ -4,7 +4,7 @@ import ast
 
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Edit
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import Function, called, function_of, statement_of
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition

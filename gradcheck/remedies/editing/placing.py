@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.imports import original, spelled
-from gradcheck.remedies.editing.names import Reader
+from gradcheck.remedies.editing.names import Reader, original, spelled
 from gradcheck.remedies.editing.nodes import Function, called, class_of, dotted, function_of, insert_after_item, own, scope_of, statement_of
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.types.location import Location

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
-from gradcheck.remedies.editing.imports import spelled
-from gradcheck.remedies.editing.names import Reader
+from gradcheck.remedies.editing.names import Reader, spelled
 from gradcheck.remedies.editing.nodes import is_literal
 from gradcheck.remedies.initialization.write_weights import drawing, expression, over_layers
 from gradcheck.types.fix import Fix

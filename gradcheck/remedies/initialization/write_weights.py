@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
-from gradcheck.remedies.editing.imports import original, spelled
-from gradcheck.remedies.editing.names import Layers, Reader
+from gradcheck.remedies.editing.names import Layers, Reader, original, spelled
 from gradcheck.remedies.editing.nodes import dotted, statement_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.types.fix import Fix

@@ -5,7 +5,7 @@ import ast
 from gradcheck.remedies.activation.write_activation import operand_of, put_in_place
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.imports import original, spelled
+from gradcheck.remedies.editing.names import original, spelled
 from gradcheck.remedies.editing.nodes import (
     argument,
     call_at_or_above,

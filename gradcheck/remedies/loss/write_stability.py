@@ -4,7 +4,7 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.imports import original, spelled
+from gradcheck.remedies.editing.names import original, spelled
 from gradcheck.remedies.editing.nodes import argument, called, closed, dotted
 from gradcheck.types.fix import Fix
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import set_mode
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 

@@ -15,7 +15,7 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.training_copy import set_mode
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 MOMENTUM = 0.1  # torch's default: weight of the newest batch

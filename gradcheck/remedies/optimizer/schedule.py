@@ -1,7 +1,27 @@
 """Treatments of the rate over time: warm-up, cosine, steps."""
 
+import ast
+
 from gradcheck.remedies.definition import RemedyDefinition, Settings
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.loop import Loop, loops, steps
+from gradcheck.remedies.editing.names import spelled
+from gradcheck.remedies.editing.nodes import (
+    argument,
+    bindings,
+    called,
+    closed,
+    function_of,
+    own,
+    scope_of,
+    set_argument,
+    set_value,
+    statement_of,
+)
+from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.remedies.modules.hooks import RateSchedule, cosine, staircase, warming_up
+from gradcheck.remedies.optimizer.write_settings import created, named, with_name
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
@@ -74,3 +94,102 @@ STAIRCASE = RemedyDefinition(
 )
 
 REMEDIES = (WARM_UP, COSINE, STAIRCASE)
+
+
+THIRDS = 3  # parts of a training with a rate that falls by steps
+
+
+def write_warm_up(p: Fix, context: Context) -> None:
+    """A LinearLR that the loop steps; one that is there already starts lower."""
+    start = literal(number(p, "start", 0.01))
+    if _warmer(context, start):
+        return
+    _scheduled(context, "LinearLR", f"start_factor={start}, total_iters={round(number(p, 'steps'))}", "warm_up", None)
+
+
+def _warmer(context: Context, start: str) -> bool:
+    """A LinearLR of the source begins at another share of the rate."""
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if called(node) == "LinearLR" and isinstance(node, ast.Call):
+                given = argument(node, "start_factor", 1)
+                if given is not None:
+                    set_value(draft, given, start)
+                else:
+                    set_argument(draft, node, "start_factor", start)
+                return True
+    return False
+
+
+def write_cosine(p: Fix, context: Context) -> None:
+    """CosineAnnealingLR over the whole training."""
+    length, outer = _length(context)
+    _scheduled(context, "CosineAnnealingLR", f"T_max={length or round(number(p, 'steps'))}", "schedule", outer)
+
+
+def write_staircase(p: Fix, context: Context) -> None:
+    """StepLR, with a step after each third of the training."""
+    length, outer = _length(context)
+    third = round(number(p, "steps"))
+    size = f"max(1, {length} // {THIRDS})" if length else f"{third}"
+    if length.isdigit():
+        size = str(max(1, int(length) // THIRDS))
+    _scheduled(context, "StepLR", f"step_size={size}, gamma={literal(number(p, 'factor', 0.1))}", "schedule", outer)
+
+
+def _length(context: Context) -> tuple[str, Loop | None]:
+    """How often the outermost loop around the step runs, as it is written there, and that loop; ("", None) without a loop.
+
+    Raises Unwritable where the loop does not say it, or the source has a schedule.
+    """
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if isinstance(node, ast.Call) and called(node).endswith(("LR", "WarmRestarts")):
+                raise Unwritable(f"{draft.path}:{node.lineno}: the source has a schedule of its own")
+    found = next(iter(steps(context)), None)
+    if found is None:
+        return "", None
+    draft, step = found
+    around = loops(draft, step)
+    outer = around[-1] if around else None
+    counted = next((n for n in ast.walk(outer.iter) if called(n) == "range"), None) if isinstance(outer, ast.For) else None
+    if not isinstance(counted, ast.Call) or len(counted.args) != 1:
+        raise Unwritable(f"{draft.path}:{step.lineno}: the loop does not say how long the training is")
+    if not _known(context, draft, counted.args[0]):
+        raise Unwritable(f"{draft.path}:{step.lineno}: the length of the training is not known where the optimizer is made")
+    return closed(draft, counted.args[0]), outer
+
+
+def _known(context: Context, draft: Draft, length: ast.expr) -> bool:
+    """Every name in it has its value where the optimizer is made: given in the module, or in the same function, before."""
+    home, call = created(context)
+    names = {n.id for n in ast.walk(length) if isinstance(n, ast.Name)}
+    function = function_of(draft, call) if home is draft else None
+    given = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)} if function is not None else set()
+    for scope in (draft.tree, scope_of(draft, call)) if home is draft else ():
+        given |= {name for node in own(scope) if getattr(node, "lineno", 0) < call.lineno for name, _ in bindings(node)}
+    return names <= given
+
+
+def _scheduled(context: Context, kind: str, arguments: str, name: str, epochs: Loop | None) -> None:
+    """A schedule after the optimizer's creation; stepped at the end of the loop over epochs, else after each step of the optimizer."""
+    draft, call = created(context)
+    schedule = spelled(draft, f"torch.optim.lr_scheduler.{kind}")
+    draft, call = created(context)
+    owner = named(statement_of(draft, call), call)
+    inside = next(iter(steps(context)), None)
+    if owner is None or inside is None or inside[0] is not draft:
+        with_name(context, f"{schedule}({{0}}, {arguments})  # stepped by the training loop")
+        return
+    own = ".".join([*owner.split(".")[:-1], name])
+    insert_after(draft, _stepped(draft, inside[1], epochs), f"{own}.step()")
+    with_name(context, f"{own} = {schedule}({{0}}, {arguments})")
+
+
+def _stepped(draft: Draft, step: ast.Call, epochs: Loop | None) -> ast.AST:
+    """The statement after which the schedule steps: the last one of an epoch, or the optimizer's step."""
+    around = loops(draft, step)
+    return around[-1].body[-1] if epochs is not None and len(around) > 1 else step
+
+
+WRITERS: dict[str, Writer] = {"warm-up": write_warm_up, "cosine-schedule": write_cosine, "step-schedule": write_staircase}

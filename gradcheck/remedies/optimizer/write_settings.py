@@ -4,7 +4,7 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import (
     argument,
     assigned,
@@ -17,7 +17,7 @@ from gradcheck.remedies.editing.nodes import (
     statement_of,
 )
 from gradcheck.remedies.editing.statements import insert_after, insert_before
-from gradcheck.remedies.optimizer.adaptive import MOST_DECAY
+from gradcheck.remedies.optimizer.settings import MOST_DECAY
 from gradcheck.types.fix import Fix
 
 _SGD_ALONE = ("momentum", "dampening", "nesterov")

@@ -1,5 +1,6 @@
 """Elman layers replaced by gated ones, whose state is kept along the time steps instead of being multiplied at each of them."""
 
+import ast
 from collections.abc import Callable
 
 import torch
@@ -7,11 +8,17 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.editing.context import Context, Writer, literal, word
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.names import original, spelled
+from gradcheck.remedies.editing.nodes import argument, dotted, remove_item
 from gradcheck.remedies.initialization.recurrent import FORGET_BIAS, remember
+from gradcheck.remedies.initialization.write_values import open_forget_gates
 from gradcheck.remedies.layer_selection import is_tuned, made_with
 from gradcheck.remedies.modules.surgery import like, module_at, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
+from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import first_tensor
@@ -110,3 +117,47 @@ GATED = RemedyDefinition(
     "the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
 )
 REMEDIES: tuple[RemedyDefinition, ...] = (GATED,)
+
+
+NONLINEARITY = 3  # its position among the arguments of nn.RNN; nn.LSTM and nn.GRU have no such argument, and the others in that order
+
+
+def gated(p: Fix, context: Context) -> None:
+    """`nn.RNN(8, 64, nonlinearity="relu")` becomes `nn.LSTM(8, 64)`, and its forget gates start open."""
+    kind = word(p, "kind", "LSTM")
+    for place in context.sites(p.layers):
+        if others := set(context.made_at(place)) - set(p.layers):
+            raise Unwritable(f"{place} makes {min(others)} too, which stays as it is")
+        _replace(context, place, kind)
+    biased = [x for x in p.layers if any("bias_" in name for name in context.layer(x).parameters)]
+    if kind == "LSTM" and biased:
+        open_forget_gates(context, biased, literal(FORGET), f"set the forget gate's bias of {', '.join(biased)} to 1")
+
+
+def _replace(context: Context, place: Location, kind: str) -> None:
+    draft, call = context.call_at(place)
+    name = original(draft, dotted(call.func))
+    if not (name.startswith("torch.nn.") and name.endswith(".RNN")):
+        raise Unwritable(f"{place}: no nn.RNN of torch is created there by its name")
+    _without_nonlinearity(draft, call, place)
+    if isinstance(call.func, ast.Attribute):
+        function = context.call_at(place)[1].func
+        draft.replace(function, draft.source(function).removesuffix("RNN") + kind)
+    else:
+        spelling = spelled(draft, f"torch.nn.{kind}")
+        draft.replace(context.call_at(place)[1].func, spelling)
+
+
+def _without_nonlinearity(draft: Draft, call: ast.Call, place: Location) -> None:
+    """Takes the argument away, by keyword or by position; later ones move to where the gated layer has them."""
+    if any(isinstance(a, ast.Starred) for a in call.args[: NONLINEARITY + 1]):
+        raise Unwritable(f"{place}: the nonlinearity may be among the arguments that are unpacked there")
+    given = argument(call, "nonlinearity", NONLINEARITY)
+    if given is not None:
+        keyword = next((k for k in call.keywords if k.arg == "nonlinearity"), None)
+        remove_item(draft, keyword or given, [*call.args, *call.keywords])
+    elif any(k.arg is None for k in call.keywords):
+        raise Unwritable(f"{place}: the nonlinearity may be among the arguments that are unpacked there")
+
+
+WRITERS: dict[str, Writer] = {"gated-recurrence": gated}

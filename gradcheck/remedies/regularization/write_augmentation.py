@@ -6,7 +6,7 @@ from collections.abc import Callable
 from gradcheck.remedies.data.write_batches import is_held_out
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import Function, argument, called, set_argument
 from gradcheck.remedies.editing.statements import insert_before, insert_definition
 from gradcheck.types.fix import Fix

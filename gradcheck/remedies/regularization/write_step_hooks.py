@@ -4,7 +4,7 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Unwritable
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import argument, called
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.optimizer.write_settings import created, with_name

@@ -4,8 +4,7 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.imports import original, spelled
-from gradcheck.remedies.editing.names import Reader
+from gradcheck.remedies.editing.names import Reader, original, spelled
 from gradcheck.remedies.editing.nodes import Function, called, dotted, function_of
 from gradcheck.remedies.editing.placing import HELPER, PAIRS, wrap
 from gradcheck.remedies.editing.statements import insert_definition

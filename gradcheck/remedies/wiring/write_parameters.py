@@ -5,8 +5,7 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.document import lines_of
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.imports import original, spelled
-from gradcheck.remedies.editing.names import Reader
+from gradcheck.remedies.editing.names import Reader, original, spelled
 from gradcheck.remedies.editing.nodes import (
     argument,
     assigned,

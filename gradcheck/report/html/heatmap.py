@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
-from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, height_of_names, picture
+from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, Number, gradient, height_of_names, output, picture, updates, zeros
 from gradcheck.report.html.markup import join, tag
-from gradcheck.report.html.signal import Number, gradient, output, updates, zeros
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
 

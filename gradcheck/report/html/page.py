@@ -11,18 +11,14 @@ from importlib.resources import files
 from markupsafe import Markup
 
 from gradcheck.report.formatting import counted
-from gradcheck.report.html.course import course
-from gradcheck.report.html.curves import curve_chart, groups
-from gradcheck.report.html.depth import depth_chart
-from gradcheck.report.html.distributions import chosen_layers, distribution
-from gradcheck.report.html.findings import findings
+from gradcheck.report.html.curves import course, curve_chart, groups
+from gradcheck.report.html.depth import columns, depth_chart, shown_layers
+from gradcheck.report.html.findings import findings, proof
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
-from gradcheck.report.html.layers import layer_table
+from gradcheck.report.html.layers import chosen_layers, distribution, layer_table
 from gradcheck.report.html.markup import Child, inline, join, tag
 from gradcheck.report.html.method import method, states
-from gradcheck.report.html.signal import columns, shown_layers
 from gradcheck.report.html.theme import sign, variables
-from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import cure, gauges, level, plain_sign, sentence, verdict
 from gradcheck.report.outcomes import tail

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradcheck.measure.checks import adapters
-from gradcheck.measure.checks.adapter_sizes import Product, scales_and_sizes
+from gradcheck.measure.checks.adapters import Product, scales_and_sizes
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradcheck.measure.checks.baseline import PENALTIES, SHARES, explained, table
 from gradcheck.measure.checks.context import Unmeasured
+from gradcheck.measure.checks.validation import PENALTIES, SHARES, explained, table
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 
 from gradcheck.remedies.editing.document import parsed
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable, moved, spliced
-from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.statements import insert_after, insert_before, remove_statement
 from tests.remedies.editing.sheets import place
 

@@ -13,12 +13,10 @@ from PIL import Image
 
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, TALLEST, TOP, curve_chart, groups
-from gradcheck.report.html.depth import LEFT, RIGHT, column, depth_chart
-from gradcheck.report.html.distributions import BASE, chosen_layers, distribution
+from gradcheck.report.html.depth import LEFT, RIGHT, column, columns, course, depth_chart, gradient, last_gradients, shown_layers
 from gradcheck.report.html.heatmap import BROKEN, FIRST, MISSING, ZERO, _coarse, data_url, encoded, heatmap, palette, statistics
+from gradcheck.report.html.layers import BASE, chosen_layers, distribution, layer_table, spark_line
 from gradcheck.report.html.layers import FIRST as FIRST_ROWS
-from gradcheck.report.html.layers import layer_table, spark_line
-from gradcheck.report.html.signal import columns, course, gradient, last_gradients, shown_layers
 from gradcheck.types.layers import Snapshot
 from gradcheck.types.report import Report
 from tests.literals import diverged, layer, measurement, run, snapshots, stalled, stats

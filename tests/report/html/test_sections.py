@@ -9,10 +9,9 @@ import pytest
 
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.html import render
-from gradcheck.report.html.findings import evidence_table, findings
+from gradcheck.report.html.findings import evidence_table, findings, proof
 from gradcheck.report.html.markup import page_html
 from gradcheck.report.html.method import method, states
-from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import curve_axis, trial
 from gradcheck.report.html.verdict import gauges, sentence, verdict
 from gradcheck.types.finding import Evidence, RuleState
