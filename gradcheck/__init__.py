@@ -6,8 +6,6 @@
 Names are loaded when they are first used, so that `import gradcheck` stays light: it imports no torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -3,8 +3,6 @@
 Read off the graph of the loss before its backward pass frees it. No value of a device is waited for before `weighting` is called.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a call of a loss function shows: the ranges of its arguments, its chance level, what made its input."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence

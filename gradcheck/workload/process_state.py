@@ -1,7 +1,5 @@
 """The guard that leaves the process as it was."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
