@@ -10,6 +10,8 @@ with gradcheck.watch(model, optimizer, on_measured=LiveBoard()) as board:
     train()
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import linecache
