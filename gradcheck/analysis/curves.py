@@ -204,6 +204,8 @@ class SpikeScore:
         """Whether a spike begins with this value."""
         if not math.isfinite(value):
             new, self._broken = not self._broken, True
+            if new and self._recent:
+                self._renew()
             return new
         self._broken = False
         if self._inside:
@@ -215,21 +217,23 @@ class SpikeScore:
                 self._above = self._calm = math.inf
                 self._left = 0
             self._inside = 0
-        elif value > self._above:
-            self._inside = 1
-            return True
-        self._recent.append(value)
+        recent = self._recent
+        if recent and value > recent[-1] and value > max(recent):  # what is not above all of them is no spike
+            if self._left <= 0:
+                self._renew()
+            if value > self._above:
+                self._inside = 1
+                return True
+        recent.append(value)
         self._left -= 1
-        if self._left <= 0:
-            self._renew()
         return False
 
     def _renew(self) -> None:
         values = list(self._recent)
         self.level = median(values)
-        self._left = RENEWED
         if len(values) < FEWEST:
             return
+        self._left = RENEWED
         size = max(NORMAL * median(abs(v - self.level) for v in values), noise(values))
         self._calm = self.level + CLEAR * size
         self._above = self.level + max(SCORE * size, REACH * (max(values) - self.level)) if size > 0 else math.inf

@@ -65,11 +65,16 @@ class Retained(LoopListener):
         self._followed = 0
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
-        if self._followed >= (FOLLOWED if len(self._losses) >= KEPT // 2 else GLANCE) or self.recording.busy:
+        if self.over or self.recording.busy:
             return
         for loss in losses:
             if loss.grad_fn is not None:
                 self._look(loss, here())
+
+    @property
+    def over(self) -> bool:
+        """Whether it looks at no further loss."""
+        return self._followed >= (FOLLOWED if len(self._losses) >= KEPT // 2 else GLANCE)
 
     def most(self, places: Collection[Location | None] | None = None) -> LoopRetained:
         """The longest chain of graphs, of losses whose backward pass stands at one of these places."""

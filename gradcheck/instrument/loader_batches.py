@@ -47,10 +47,16 @@ KEPT = 3  # batches: a framework may fetch the next one before it trains on this
 _Function = Callable[..., Any]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Fetched:
     batch: Any
-    samples: tuple[int, ...] = ()  # indices in the data set; () where the loader does not say them
+    index: Any = ()  # of its samples, as the sampler gave them
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Indices in the data set; () where the loader does not say them."""
+        found = tuple(self.index) if isinstance(self.index, list | tuple) else (self.index,)
+        return found if all(isinstance(i, int) and not isinstance(i, bool) for i in found) else ()
 
 
 @dataclass(eq=False)
@@ -72,6 +78,8 @@ class LoaderBatches:
         self._patches: Patches | None = None
         self._known: weakref.WeakKeyDictionary[Any, _Iterator] = weakref.WeakKeyDictionary()
         self._current: _Iterator | None = None  # gave the last batch
+        self._last: Callable[[], Any] = lambda: None  # what was asked for last in `_known`, and what was found
+        self._found = _Iterator(True)
 
     def install(self) -> None:
         if self._patches is None:
@@ -84,6 +92,7 @@ class LoaderBatches:
             self._patches.undo()
         self._patches = self._current = None
         self._known.clear()
+        self._last, self._found = (lambda: None), _Iterator(True)
 
     def begin_backward(self) -> None:
         """To be called before a backward pass: the first one shows how far the loader is ahead of the training."""
@@ -109,10 +118,13 @@ class LoaderBatches:
         return begin
 
     def _of(self, iterator: Any) -> _Iterator:
+        if self._last() is iterator:
+            return self._found
         found = self._known.get(iterator)
         if found is None:  # it began before anyone listened
             found = self._known[iterator] = _Iterator(not isinstance(iterator, _MultiProcessingDataLoaderIter))
             found.ahead, found.given = 0, deque(maxlen=1)
+        self._last, self._found = weakref.ref(iterator), found
         return found
 
     def _asking(self, original: _Function) -> _Function:
@@ -132,7 +144,7 @@ class LoaderBatches:
                 one.ahead = max(0, one.ahead - 1) if one.ahead is not None else None
                 raise
             index = one.asked.popleft() if one.asked else None
-            one.given.append(Fetched(batch, _whole(index) if one.ordered else ()))
+            one.given.append(Fetched(batch, index if one.ordered else ()))
             one.count += 1
             self._current = one
             if self.fetched is not None:
@@ -140,8 +152,3 @@ class LoaderBatches:
             return batch
 
         return give
-
-
-def _whole(index: Any) -> tuple[int, ...]:
-    found = tuple(index) if isinstance(index, list | tuple) else (index,)
-    return found if all(isinstance(i, int) and not isinstance(i, bool) for i in found) else ()

@@ -112,7 +112,8 @@ class LoopHooks:
         self._inside = 0  # a backward pass may run another one
         self._stepping: list[Optimizer] = []  # a step may run that of another optimizer, or that of its base class
         self.failure: Exception | None = None  # of gradcheck's own code: nothing is reported from then on
-        self.seconds = 0.0  # that listeners took, since `forget`
+        self.timed = False  # whether the clock is read
+        self.seconds = 0.0  # that listeners took meanwhile, since `forget`
         self._began = 0.0
 
     def install(self) -> None:
@@ -163,7 +164,9 @@ class LoopHooks:
             return
         if is_capturing():
             heard, args = self._heard["captured"], ()
-        self._began = time.perf_counter()
+        timed = self.timed
+        if timed:
+            self._began = time.perf_counter()
         try:
             for hear in heard:
                 hear(*args)
@@ -171,11 +174,16 @@ class LoopHooks:
             self.failure = error
             for listener in self.listeners:
                 listener.failed(error)
-        self.seconds += time.perf_counter() - self._began
+        if timed:
+            self.seconds += time.perf_counter() - self._began
 
-    def forget(self) -> None:
-        """What listeners have taken so far, the one that calls this included, is accounted for elsewhere."""
-        self.seconds, self._began = 0.0, time.perf_counter()
+    def listen(self, timed: bool) -> None:
+        """Whether to time listeners from now on. What they have taken so far, this call included, is accounted for elsewhere."""
+        self.timed, self.seconds, self._began = timed, 0.0, time.perf_counter()
+
+    def taken(self, now: float) -> float:
+        """Seconds, the listener that asks at this time included."""
+        return self.seconds + now - self._began
 
     def _telling_of(self, event: str, *, before: bool = False) -> Callable[[_Function], _Function]:
         """A wrapper around a method that reports its object."""
@@ -203,8 +211,11 @@ class LoopHooks:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return original(tensors, grad_tensors, *args, **kwargs)
-            tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors
-            losses = [tensors] if isinstance(tensors, torch.Tensor) else [t for t in tensors if isinstance(t, torch.Tensor)]
+            if isinstance(tensors, torch.Tensor):
+                losses = [tensors]
+            else:
+                tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors
+                losses = [t for t in tensors if isinstance(t, torch.Tensor)]
             self._inside += 1
             try:
                 self._tell("before_backward", losses, grad_tensors is not None)
@@ -264,7 +275,8 @@ class LoopHooks:
     def _clipping(self, kind: ClipKind, argument: str, original: _Function) -> _Function:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-            self._tell("before_clipping", kind, float(args[0] if args else kwargs.get(argument, math.inf)), given)
+            if self._heard["before_clipping"]:
+                self._tell("before_clipping", kind, float(args[0] if args else kwargs.get(argument, math.inf)), given)
             result = None
             try:
                 result = original(given, *args, **kwargs)

@@ -52,6 +52,7 @@ class LoopLog:
     turns: dict[int, float] = field(default_factory=dict)  # the rate by step, before and after each steep change
     stepped: int = 0  # steps whose rate was seen
     rate: float = 0.0  # of the last of them
+    _last: list[Any] | None = None  # by group
     base_rate: float = 0.0
     bare: int = 0  # steps on gradients that were still scaled
     alone: int = 0  # steps that were not taken by a scaler
@@ -78,6 +79,11 @@ class LoopLog:
         if self.rates is None:
             return
         values = [g.get("lr", 0.0) for g in groups]
+        if values == self._last:
+            if self.stepped < MOST_RATES:
+                self.rates.append(self.rate)
+            self.stepped += 1
+            return
         if any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values):
             self.rates = None
             return
@@ -89,6 +95,7 @@ class LoopLog:
         if self.stepped < MOST_RATES:
             self.rates.append(value)
         self.stepped, self.rate = self.stepped + 1, value
+        self._last = values if all(type(v) is float for v in values) else None  # a tensor may change in place
 
     def begin_pass(self, loss: torch.Tensor) -> None:
         """A backward pass of a measured step begins that accumulates."""

@@ -17,25 +17,27 @@ class Losses:
 
     note: Callable[[float], None]
     explicit: Any = None  # the loss of the step, given by the user
-    passes: list[torch.Tensor] = field(default_factory=list)  # since the last step
+    passes: list[torch.Tensor | float] = field(default_factory=list)  # since the last step
     running: torch.Tensor | None = None  # of the backward pass that runs
+    value: float | None = None  # of it, where it was read already
     _waiting: list[torch.Tensor] = field(default_factory=list)  # of steps, on a device, not read yet
-    _gathered: tuple[list[torch.Tensor], Marks] = field(default_factory=lambda: ([], []))  # before a step with a closure
+    _gathered: tuple[list[torch.Tensor | float], Marks] = field(default_factory=lambda: ([], []))  # before a step with a closure
     _carried: int = 0  # of them that belong to the step: the closure adds to their gradients
 
     def begin(self, losses: Sequence[torch.Tensor], unscaled: torch.Tensor | None) -> None:
         """A backward pass begins. `unscaled`: what was multiplied by a scaler's factor to make the loss."""
+        self.value = None
         values = [unscaled] if unscaled is not None and len(losses) == 1 else losses
         whole = [v.detach().sum() if v.dim() else v.detach() for v in values]
         self.running = whole[0] if len(whole) == 1 else torch.stack([w.float() for w in whole]).sum() if whole else None
 
     def end(self, counts: bool) -> bool:
         """The pass is over; whether its loss is now one of the step's."""
-        kept = counts and self.running is not None
-        if self.running is not None and kept:
-            self.passes.append(self.running.detach())
-        self.running = None
-        return kept
+        running, value, self.running, self.value = self.running, self.value, None, None
+        if running is None or not counts:
+            return False
+        self.passes.append(running.detach() if value is None else value)
+        return True
 
     def set_aside(self, marks: Marks) -> None:
         """A step with a closure begins: the closure decides whether it uses the gradients that were there before, which `marks` tell."""
@@ -47,24 +49,25 @@ class Losses:
             self.passes = self._gathered[0]
             self._carried = len(self.passes)
 
-    @property
-    def single(self) -> bool:
-        """Whether the loss of the step is a single number on the CPU, and nothing else is kept."""
+    def file_single(self) -> bool:
+        """If the loss of the step is a single number that was read, and nothing else is kept, notes it."""
         passes = self.passes
-        return len(passes) == 1 and self.explicit is None and passes[0].is_cpu and not passes[0].dim()
+        if len(passes) != 1 or self.explicit is not None or not isinstance(value := passes[0], float):
+            return False
+        passes.clear()
+        self.note(value)
+        return True
 
-    def file_single(self) -> None:
-        self.note(self.passes.pop().item())
-
-    def of_step(self, closure: bool) -> list[torch.Tensor]:
+    def of_step(self, closure: bool) -> list[torch.Tensor | float]:
         """What makes up the loss of the step that was taken. Of a closure's evaluations the first counts."""
         given, self.explicit = self.explicit, None
         if given is not None:
             return [given]
         return self.passes[: self._carried + 1] if closure else self.passes
 
-    def file(self, passes: Sequence[torch.Tensor]) -> None:
-        value = passes[0] if len(passes) == 1 else torch.stack([p.float() for p in passes]).sum()
+    def file(self, passes: Sequence[torch.Tensor | float]) -> None:
+        tensors = [torch.tensor(p, device="cpu") if isinstance(p, float) else p for p in passes]
+        value = tensors[0] if len(tensors) == 1 else torch.stack([t.float() for t in tensors]).sum()
         if value.device.type == "cpu":
             self.note(value.item())
             return

@@ -30,7 +30,7 @@ class Spikes:
         self.record, self.files = record, files
         self.batches = LoaderBatches()
         self._losses, self._norms, self._clipped = SpikeScore(), SpikeScore(), SpikeScore()
-        self._pending: Spike | None = None
+        self.pending: Spike | None = None
         self.jumped = False  # the loss or the norm, in the step that is being taken
 
     def start(self) -> None:
@@ -40,17 +40,19 @@ class Spikes:
 
     def stop(self) -> None:
         self.batches.remove()
-        self._pending = None
+        self.pending = None
 
     def look(self, loss: torch.Tensor | None, graph: torch.Tensor) -> None:
         """`loss`: without a scaler's factor; `graph`: what the backward pass is called on."""
         self.batches.begin_backward()
-        if loss is None or not loss.is_cpu or loss.dim() or self.record.several:
-            return
-        value = loss.item()
-        if self._losses.stands_out(value):
+        if loss is not None and loss.is_cpu and not loss.dim():
+            self.judge(loss.item(), graph)
+
+    def judge(self, value: float, graph: torch.Tensor) -> None:
+        """The value of a loss."""
+        if not self.record.several and self._losses.stands_out(value):
             self.jumped = True
-            self._pending = self._of("loss", value, self._losses.level, graph)
+            self.pending = self._of("loss", value, self._losses.level, graph)
 
     def note_clipped(self, norm: Any) -> None:
         """What a clipping function gave back."""
@@ -59,9 +61,9 @@ class Spikes:
 
     def before_step(self, norm: float | None) -> None:
         """`norm`: of all gradients, in a measured step."""
-        if norm is not None and self._norms.stands_out(norm) and self._pending is None and not self.record.several:
-            self._pending = self._of("gradient", norm, self._norms.level, None)
-        pending, self._pending = self._pending, None
+        if norm is not None and self._norms.stands_out(norm) and self.pending is None and not self.record.several:
+            self.pending = self._of("gradient", norm, self._norms.level, None)
+        pending, self.pending = self.pending, None
         if pending is None or len(self.record.spikes) >= MOST:
             return
         spike = self._put_down(replace(pending, step=self.record.steps))
