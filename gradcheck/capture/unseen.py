@@ -1,5 +1,6 @@
 """Why a run showed no training, and what to do: arguments that it lacks, processes that it starts, another way to start it."""
 
+import math
 import re
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
         return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
     elsewhere = _elsewhere(capture.started)
     if ending.how == "budget":
-        hint = elsewhere or "give it more time with --budget SECONDS"
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint=hint)
+        over = "its budget ran out before its first step" if spec.budget else "nothing had trained"
+        hint = elsewhere or f"give it more: --budget {10 * math.ceil(capture.seconds / 5)}, of which the start of the script is a part"
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}: {over}", hint=hint)
     if capture.recorder.idle:
         what = f"{name} took {capture.recorder.idle} steps without a backward pass"
         return TargetError(f"no training was seen: {what}", hint="call loss.backward() before optimizer.step()")
