@@ -31,6 +31,9 @@ def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     if capture.recorder.idle:
         what = f"{name} took {capture.recorder.idle} steps without a backward pass"
         return TargetError(f"no training was seen: {what}", hint="call loss.backward() before optimizer.step()")
+    failed = capture.recorder.tape.failed
+    if failed is not None:  # the script caught it
+        return failure(f"no training was seen: {name} caught what its forward pass raised", failed[1], hint=CORRECT)
     hint = elsewhere or "it should train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
     return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
 
@@ -43,6 +46,8 @@ def _correct(spec: ScriptSpec, error: BaseException) -> str:
     if spec.kind == "script" and isinstance(error, ImportError) and "relative import" in str(error):
         parts = [p for p in Path(spec.path).with_suffix("").parts if p not in (".", "/")]
         return f"it is a module of a package: gradcheck scan -- python -m {'.'.join(parts)}"
+    if isinstance(error, EOFError) and spec.kind == "script" and "reading a line" in str(error):
+        return f"it asks for input: gradcheck scan {spec.path} < ANSWERS.txt, or give what it asks for another way"
     return _device(spec) if _ABSENT.search(str(error)) else CORRECT
 
 
