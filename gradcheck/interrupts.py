@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Seconds in which a second signal is the first one, come another way: from the terminal to all processes, and through a parent. (heuristic)
@@ -77,11 +79,13 @@ def ending(listener: Callable[[int], None] | None = None) -> Iterator[None]:
     _last = 0.0
     before = {number: signal.signal(number, handle) for number in SIGNALS if is_plain(number)}
     heard = [listener] if listener is not None else []
+    told, sys.unraisablehook = sys.unraisablehook, _told
     _heeded.append(True)
     _listeners.extend(heard)
     try:
         yield
     finally:
+        sys.unraisablehook = told
         _heeded.pop()
         _received.clear()
         for listener in heard:
@@ -89,6 +93,12 @@ def ending(listener: Callable[[int], None] | None = None) -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is handle:
                 signal.signal(number, handler)
+
+
+def _told(what: Any) -> None:
+    """An interrupt that comes while Python calls back, as when an object goes, ends nothing there: that is no error to show."""
+    if not (received() and isinstance(what.exc_value, KeyboardInterrupt)):
+        sys.__unraisablehook__(what)
 
 
 def no_more() -> None:

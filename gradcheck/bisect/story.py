@@ -20,6 +20,7 @@ from gradcheck.types.bisection import Bisection, Parting, StepDistances, Verdict
 
 CHILD = "gradcheck.bisect.child"
 LISTED = 12  # partings that are reported
+ROOM = 1 << 16  # bytes that a folder is to have left; measured: the recordings of 20 steps of small models take 2 to 20 kB
 TAIL = 12  # lines of a failed program's output that are shown
 
 
@@ -62,9 +63,9 @@ def recorded(text: str, orders: Orders, times: int, tell: Callable[[str], None])
         tell(f"run {len(runs) + 1} of {text}")
         run, output = _run(words, orders)
         if not run.steps:
-            raise TargetError(
-                f"no training step of {text} was seen{_ended(run)}", hint=output.rpartition("\n")[2] or "it is to train with torch.optim"
-            )
+            killed = f"signal {run.code - 128} ended it: by who sent it, or for want of memory" if run.code > 128 else ""
+            hint = output.rpartition("\n")[2] or killed or "it is to train with torch.optim"
+            raise TargetError(f"no training step of {text} was seen{_ended(run)}", hint=hint)
         runs.append(run)
         if run.code:
             return Side(text, tuple(runs), output)
@@ -86,11 +87,22 @@ def _run(words: Sequence[str], orders: Orders) -> tuple[Recording, str]:
         ended = launch(program, CHILD, order, folder, _into(folder / "output"), lambda said: said["kind"] == "end")
         if ended.interrupted or interrupts.received():
             raise KeyboardInterrupt
+        if ended.code or not (folder / "recording").exists():
+            _require_room(folder)
         lines = (folder / "output").read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
         if not (folder / "recording").exists():
             return Recording(code=ended.code), "\n".join(lines)
         run = load(folder / "recording")[0]
         return replace(run, code=run.code or ended.code), "\n".join(lines)
+
+
+def _require_room(folder: Path) -> None:
+    """Raises TargetError where the failure of a run may be that of the folder that it writes into."""
+    try:
+        (folder / "room").write_bytes(bytes(ROOM))
+    except OSError as error:
+        where = folder.parent
+        raise TargetError(f"nothing can be recorded in {where}: {error.strerror}", hint="set TMPDIR to a folder with room") from error
 
 
 @contextmanager

@@ -126,6 +126,8 @@ class Forward:
                 if output is None and error is not None:
                     tape.failed = node, error
                 tape.put_out(node, output)
+                if node.random is not None and node.owner is not None:
+                    recording.owners.settle(node.owner)
             finally:
                 recording.busy -= 1
 

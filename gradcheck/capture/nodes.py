@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,11 @@ class Loose(nn.Module):
         self.versions: dict[int, int] = {}
 
 
+def submodule(root: nn.Module, path: str) -> Any:
+    """As `root.get_submodule(path)`, which scripted modules refuse."""
+    return functools.reduce(getattr, path.split("."), root) if path else root
+
+
 CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
 
 
@@ -73,7 +79,7 @@ class Owner:
 
     def held(self, path: str) -> Iterator[int]:
         """id of each of the user's parameters below a path."""
-        return map(id, self.original.get_submodule(path).parameters())
+        return map(id, submodule(self.original, path).parameters())
 
     def before(self, weight: Weight) -> torch.Tensor:
         """A parameter as it was before training."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradcheck.capture.layout import Layout, counter, resized
-from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind
+from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind, submodule
 from gradcheck.capture.slices import Slice, data_in
 from gradcheck.capture.structures import Packed, tensors_in
 from gradcheck.workload.rng import put_back, put_back_host
@@ -179,7 +179,7 @@ class Program:
     def _step(self, instruction: Instruction, context: _Scene, count: int, random: bool) -> list[torch.Tensor]:
         node = instruction.node
         args, kwargs = context.filled(instruction.args), context.filled(instruction.kwargs)
-        function: Any = node.call if node.call is not None else context.modules[instruction.root].get_submodule(node.path)
+        function: Any = node.call if node.call is not None else submodule(context.modules[instruction.root], node.path)
         args = resized(getattr(function, "__name__", ""), args, self.size, count)
         if node.in_place and self._is_constant(instruction.args[0]):
             args = (args[0].clone(), *args[1:])

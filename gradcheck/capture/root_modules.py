@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gradcheck.capture.nodes import CHANGED, Loose, Owner, Weight
 from gradcheck.capture.tape import Tape
@@ -88,6 +89,12 @@ class RootModules:
         for name, parameter in root.named_parameters():
             self.tape.weights[id(parameter)] = Weight(owner, name, id(parameter))
         return owner
+
+    def settle(self, owner: Owner) -> None:
+        """After a root's first call: parameters that this call has made are copied as they are now."""
+        if any(is_lazy(t) for t in owner.memo.values() if isinstance(t, torch.Tensor)):
+            made = self._owner(owner.original, {}, owner.label)
+            owner.copy, owner.memo, owner.versions, owner.why = made.copy, made.memo, made.versions, made.why
 
     def _owner(self, root: nn.Module, memo: dict[int, Any], label: str) -> Owner:
         label = self._free_label(label or variable_of(root) or type(root).__name__.lower(), root)
@@ -175,7 +182,7 @@ def versions(root: nn.Module) -> tuple[Any, ...]:
 
 
 def _tensor_versions(tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
-    return tuple((id(t), -1 if t.is_inference() else t._version, t.requires_grad) for t in tensors)
+    return tuple((id(t), -1 if is_lazy(t) or t.is_inference() else t._version, t.requires_grad) for t in tensors)
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:

@@ -6,7 +6,9 @@ import functools
 import io
 import logging
 import os
+import select
 import signal
+import stat
 import sys
 import time
 import types
@@ -202,7 +204,7 @@ class _Run:
 
     @contextmanager
     def _process(self) -> Iterator[None]:
-        """The process as a script expects it: closed input, no display, the folder it starts in; put back on the way out."""
+        """The process as a script expects it: no terminal to ask, no display, the folder it starts in; put back on the way out."""
         before = dict(os.environ)
         state = sys.modules["__main__"], sys.stdin, _handlers(), logging.root.handlers[:], logging.root.level
         patches = Patches()
@@ -212,7 +214,7 @@ class _Run:
         if self.kept is not None:
             self.kept.install(patches)
         try:
-            sys.stdin = io.StringIO()
+            sys.stdin = _input()
             os.environ.setdefault("MPLBACKEND", "Agg")
             os.chdir(self._starts_in())
             with self._guarded(), self._notebook(), torch.compiler.set_stance("force_eager"), self._output():
@@ -274,6 +276,21 @@ class _Run:
                 print("gradcheck: an exit handler of the script took too long and was ended", file=sys.stderr)
             except (Exception, SystemExit) as error:
                 print(f"gradcheck: an exit handler of the script raised {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _input() -> Any:
+    """What the user redirects to the command; nothing where that is a terminal, or a pipe without anything in it yet."""
+    try:
+        number = sys.__stdin__.fileno() if sys.__stdin__ is sys.stdin and sys.stdin is not None else -1
+        kind = os.fstat(number).st_mode
+        if stat.S_ISREG(kind):
+            os.lseek(number, 0, os.SEEK_SET)
+            return open(number, encoding="utf-8", errors="replace", closefd=False)
+        if stat.S_ISFIFO(kind) and select.select([number], [], [], 0)[0]:
+            return sys.stdin
+    except (OSError, ValueError):  # it is closed
+        pass
+    return io.StringIO()
 
 
 def _handlers() -> dict[int, Any]:

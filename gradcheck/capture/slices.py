@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from gradcheck.capture.nodes import Constant, Node, Owner, Ref, Weight, nodes_behind, references
+from gradcheck.capture.nodes import Constant, Node, Owner, Ref, Weight, nodes_behind, references, submodule
 from gradcheck.workload.step import TARGET_NAMES, forward_of
 
 # What they put beside a value that the model gave is its scale (a tolerance, a mask, a step size), not what it is to see.
@@ -45,7 +45,7 @@ def _inputs(node: Node) -> Iterator[Any]:
     if node.call is not None or node.owner is None:
         yield from node.inputs()
         return
-    names = forward_of(node.owner.original.get_submodule(node.path)).positional
+    names = forward_of(submodule(node.owner.original, node.path)).positional
     for i, value in enumerate(node.args):
         if i >= len(names) or names[i] not in TARGET_NAMES:
             yield from references(value)

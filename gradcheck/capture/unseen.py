@@ -1,5 +1,6 @@
 """Why a run showed no training, and what to do: arguments that it lacks, processes that it starts, another way to start it."""
 
+import math
 import re
 from pathlib import Path
 
@@ -24,11 +25,15 @@ def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
         return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
     elsewhere = _elsewhere(capture.started)
     if ending.how == "budget":
-        hint = elsewhere or "give it more time with --budget SECONDS"
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint=hint)
+        over = "its budget ran out before its first step" if spec.budget else "nothing had trained"
+        hint = elsewhere or f"give it more: --budget {10 * math.ceil(capture.seconds / 5)}, of which the start of the script is a part"
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}: {over}", hint=hint)
     if capture.recorder.idle:
         what = f"{name} took {capture.recorder.idle} steps without a backward pass"
         return TargetError(f"no training was seen: {what}", hint="call loss.backward() before optimizer.step()")
+    failed = capture.recorder.tape.failed
+    if failed is not None:  # the script caught it
+        return failure(f"no training was seen: {name} caught what its forward pass raised", failed[1], hint=CORRECT)
     hint = elsewhere or "it should train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
     return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
 
@@ -41,6 +46,8 @@ def _correct(spec: ScriptSpec, error: BaseException) -> str:
     if spec.kind == "script" and isinstance(error, ImportError) and "relative import" in str(error):
         parts = [p for p in Path(spec.path).with_suffix("").parts if p not in (".", "/")]
         return f"it is a module of a package: gradcheck scan -- python -m {'.'.join(parts)}"
+    if isinstance(error, EOFError) and spec.kind == "script" and "reading a line" in str(error):
+        return f"it asks for input: gradcheck scan {spec.path} < ANSWERS.txt, or give what it asks for another way"
     return _device(spec) if _ABSENT.search(str(error)) else CORRECT
 
 

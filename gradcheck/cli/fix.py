@@ -81,7 +81,8 @@ def fix(
         options = options_of(unsafe_fixes, steps, seeds, budget)
         places = () if diff and not outputs.output else outputs.parsed()
         jobs = jobs_of([target], arguments_of(parts.arg or []), parts.flags, settings, None)
-        (job,) = with_scripts(jobs, scripts.script or ctx.obj is not None, scripts.spec(ctx.obj))
+        own = {"--device": device, "--dtype": dtype}
+        (job,) = with_scripts(jobs, scripts.script or ctx.obj is not None, scripts.spec(ctx.obj), own)
         guard.budget(budget and budget + SCANS * (1 + write))
         treated = treat(*job, options, quiet)
         for fixed in treated:  # treating and proving are part of the wait

@@ -4,7 +4,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -61,23 +61,44 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "gradcheck bisect train.py --save before.rec    # change train.py, then: gradcheck bisect before.rec train.py",
     ),
 }
-# What people type -> what does it.
+# What people type -> what does it; for a word without a command, the whole of it.
 COMMANDS = {
-    **dict.fromkeys(("check", "lint", "run", "test", "train"), "scan"),
+    **dict.fromkeys("check lint run test train analyze analyse profile debug diagnose doctor inspect".split(), "scan"),
     "explain": "rule",
     **dict.fromkeys(("show", "view", "open"), "report"),
+    **dict.fromkeys(("ui", "gui", "html", "page", "dashboard"), "report --open"),
     "compare": "diff",
+    **dict.fromkeys(("monitor", "follow", "board", "live"), "watch"),
+    **dict.fromkeys(("attach", "status"), "watch --attach"),
 }
-OPTIONS = {
-    "--html": "--output html:report.html",
-    "--json": "--output json:run.json",
-    "--sarif": "--output sarif:gradcheck.sarif",
-    "--markdown": "--output markdown",
-    **dict.fromkeys(("-o", "--out"), "--output FORMAT:FILE"),
-    **dict.fromkeys(("--gpu", "--cuda"), "--device cuda"),
-    "--explain": "gradcheck rule NAME",
-    **{name: f"-- {name} N: the arguments of the script come after --" for name in ("--epochs", "--batch-size")},
-    **dict.fromkeys(("-v", "--verbose"), "--show-passed"),
+MISSING = {"rule": "NAME", "report": "RUN.json", "watch": "-- python train.py", "diff": "BASE.json HEAD.json"}  # else TARGET
+WHOLE = {
+    **dict.fromkeys(("list", "ls", "--list", "--list-rules", "--rules"), "gradcheck rules"),
+    **dict.fromkeys(("config", "configure", "settings", "setup"), "gradcheck init"),
+    **dict.fromkeys(("install", "update", "upgrade"), "python -m pip install --upgrade gradcheck"),
+    **dict.fromkeys(("samples", "examples", "example"), "gradcheck demo --list"),
+}
+# Option that is none -> what does it; the first that the command has counts.
+OPTIONS: Mapping[str, Sequence[str]] = {
+    "--html": ("--output html:report.html",),
+    "--json": ("--output json:run.json", "--output-format json"),
+    "--sarif": ("--output sarif:gradcheck.sarif",),
+    "--markdown": ("--output markdown",),
+    **dict.fromkeys(("-o", "--out"), ("--output FORMAT:FILE",)),
+    "--format": ("--output json", "--output-format json"),
+    **dict.fromkeys(("--gpu", "--cuda"), ("--device cuda",)),
+    "--cpu": ("--device cpu",),
+    "--explain": ("gradcheck rule NAME",),
+    **{name: (f"-- {name} N: the arguments of the script come after --",) for name in ("--epochs", "--batch-size")},
+    **dict.fromkeys(("-v", "--verbose"), ("--show-passed", "gradcheck scan TARGET --show-passed")),
+    **dict.fromkeys(("--no-color", "--no-colour"), ("--color never",)),
+    **dict.fromkeys(("--strict", "--fail"), ("--fail-on warning",)),
+    **dict.fromkeys(("--timeout", "--time", "--max-time"), ("--budget SECONDS",)),
+    **dict.fromkeys(("--only", "--rule", "--enable"), ("--select RULE",)),
+    **dict.fromkeys(("--disable", "--skip", "--exclude", "--ignore-rule"), ("--ignore RULE",)),
+    **dict.fromkeys(("--dry-run", "--preview"), ("--diff",)),
+    **dict.fromkeys(("-y", "--yes", "--apply", "-i", "--in-place"), ("--write",)),
+    **dict.fromkeys(("--list", "--list-rules"), ("gradcheck rules",)),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": shutil.get_terminal_size().columns}
 
@@ -127,9 +148,19 @@ class Command(typer.core.TyperCommand):
             raise
 
     def _no_option(self, ctx: Any, name: str) -> None:
-        near = closest(name, [o for p in self.get_params(ctx) for o in (*p.opts, *p.secondary_opts) if o.startswith("--")])
-        hint = OPTIONS.get(name) or (f"did you mean {near}?" if near else f"gradcheck {ctx.info_name} --help lists them")
+        every = _options(self, ctx)
+        near = closest(name, [o for o in every if o.startswith("--")])
+        hint = _instead(name, every) or (f"did you mean {near}?" if near else f"gradcheck {ctx.info_name} --help lists them")
         give_up(f"No such option: {name}", hint)
+
+
+def _options(command: Any, ctx: Any) -> set[str]:
+    return {o for p in command.get_params(ctx) for o in (*p.opts, *p.secondary_opts)}
+
+
+def _instead(name: str, every: Collection[str]) -> str:
+    """What does what an option that is none asks for; "" where nothing does. `every`: the options of the command."""
+    return next((said for said in OPTIONS.get(name, ()) if said.split()[0] in every or not said.startswith("--") or said[2] == " "), "")
 
 
 def _path(ctx: Any) -> list[str]:
@@ -143,8 +174,12 @@ def refuse(ctx: Any, error: Any) -> None:
     if "UsageError" not in kinds or "NoArgsIsHelpError" in kinds:
         return
     near = [o for o in getattr(error, "possibilities", None) or () if o.startswith("--")]
-    hint = OPTIONS.get(getattr(error, "option_name", "")) or (f"did you mean {near[0]}?" if near else shlex.join([*_path(ctx), "--help"]))
-    give_up(error.format_message().rstrip("."), hint)
+    name, said = getattr(error, "option_name", ""), error.format_message().rstrip(".")
+    hint = _instead(name, ()) or (ctx.parent is None and WHOLE.get(name)) or (f"did you mean {near[0]}?" if near else "")
+    extra = re.search(r"extra argument.* \((\S+)\)$", said)
+    if ctx.info_name == "rules" and extra:
+        hint = f"gradcheck rule {shlex.quote(extra[1])}"
+    give_up(said, hint or shlex.join([*_path(ctx), "--help"]))
 
 
 class TakesArguments(Command):
@@ -183,19 +218,38 @@ class Group(typer.core.TyperGroup):
         sys.exit(0)
 
     def _no_command(self, ctx: Any, word: str, rest: Sequence[str]) -> None:
+        if word in WHOLE and ctx.parent is None:
+            give_up(f"there is no command {word!r}", WHOLE[word])
         if word in COMMANDS and ctx.parent is None:
-            what = rest or ["NAME" if COMMANDS[word] == "rule" else "TARGET"]
-            give_up(f"there is no command {word!r}", shlex.join(["gradcheck", COMMANDS[word], *what]))
+            name, *flags = COMMANDS[word].split()
+            what = rest or MISSING.get(name, "TARGET").split()
+            give_up(f"there is no command {word!r}", shlex.join(["gradcheck", name, *self._for(ctx, name, what), *flags]))
         if word.endswith(".json"):
             give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "report", word, *rest]))
         if _names_a_target(word) and ctx.parent is None:
-            words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else [word, *rest]
+            words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else self._for(ctx, "scan", [word, *rest])
             give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "scan", *words]))
         if _names_a_rule(word):
             give_up(f"{word!r} is not a command", f"gradcheck rule {word}")
         near, path = closest(word, self.list_commands(ctx)), _path(ctx)
         hint = f"did you mean {shlex.join([*path, near])}?" if near else f"{shlex.join(path)} --help lists the commands"
         give_up(f"there is no command {word!r}", hint)
+
+    def _for(self, ctx: Any, name: str, words: Sequence[str]) -> list[str]:
+        """Words as a command takes them: an option that only a script can have comes after `--`."""
+        every, found = _options(self.get_command(ctx, name), ctx), list[str]()
+        for at, word in enumerate(words):
+            flag = word.partition("=")[0]
+            if word == "--":
+                return [*found, *words[at:]]
+            if flag.startswith("-") and flag not in every:
+                said = _instead(flag, every)
+                if not said.startswith("--output") and words[0].endswith(".py"):
+                    return [*found, "--", *words[at:]]
+                found += said.split() if said.startswith("--") and said[2] != " " else [word]
+            else:
+                found.append(word)
+        return found
 
 
 def _row(record: tuple[str, str]) -> tuple[str, str]:

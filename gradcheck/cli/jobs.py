@@ -67,6 +67,9 @@ def refuse_flags(given: dict[str, Any], what: str) -> None:
     flag = next((flag for flag, value in given.items() if value), None)
     if flag == "--fix":
         raise ConfigError(f"--fix does not go with {what}", hint="gradcheck fix train.py -- ARGUMENTS")
+    if flag in ("--device", "--dtype"):
+        hint = f"the script chooses its own; an option that it has for that comes after --: -- {flag} {given[flag]}"
+        raise ConfigError(f"{flag} does not go with {what}", hint=hint)
     if flag is not None:
         raise ConfigError(f"{flag} does not go with {what}", hint="its own model, data, loss and optimizer are used")
 
@@ -127,10 +130,12 @@ def jobs_of(
     return jobs
 
 
-def with_scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptSpec) -> list[tuple[TargetSpec | ScriptSpec, Settings]]:
+def with_scripts(
+    jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptSpec, flags: dict[str, Any] | None = None
+) -> list[tuple[TargetSpec | ScriptSpec, Settings]]:
     """The jobs, training scripts among them told from model files. Raises ConfigError for what a script cannot be given.
 
-    `run`: how scripts are run. `forced`: all targets are scripts.
+    `run`: how scripts are run. `forced`: all targets are scripts. `flags`: others of the command line that no script can be given.
     """
     from dataclasses import replace
     from pathlib import Path
@@ -163,7 +168,8 @@ def with_scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: Scr
         if not is_one:
             found.append((spec, settings))
             continue
-        refuse_flags(named | {"--val-data": spec.val_data, "--lr": spec.lr}, "a notebook" if notebook else "a training script")
+        named |= {"--val-data": spec.val_data, "--lr": spec.lr, **(flags or {})}
+        refuse_flags(named, "a notebook" if notebook else "a training script")
         if run.steps is not None:  # of the script, not of the probe on its copies
             settings = replace(settings, steps=Settings().steps)
         found.append((replace(run, path=spec.target, kind="notebook" if notebook else "script"), settings))

@@ -83,6 +83,7 @@ def scan(
 
         if watch:
             sys.exit(scan_again(sys.argv[1:]))
+        own = {"--device": device, "--dtype": dtype}
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
         limits |= {"fast": fast or None, "offload": offload or None, "profile": view.profile or None}
         ends = gate.flags | ({"allow_partial": True} if init_only else {})
@@ -92,12 +93,12 @@ def scan(
         guard.budget(None if fix else settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
         speaks = rank.is_rank_zero()  # of the processes of torchrun one does
         if ctx.obj is not None and not targets:
-            refuse_flags({**parts.named, "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")
+            refuse_flags({**parts.named, **own, "--fix": fix}, "a command after --")
             reports, failed = _scan_command(ctx.obj, run, config, rules.choice | limits | gate.flags, quiet), False
         else:
             flags = parts.flags | {"init_only": init_only or None}
             named = jobs_of(targets or [], arguments_of(parts.arg or []), flags, settings, steps)
-            jobs = with_scripts(named, scripts.script or ctx.obj is not None, run)
+            jobs = with_scripts(named, scripts.script or ctx.obj is not None, run, own)
             treat = commands_fix.treat_all
             reports, failed = treat(jobs, unsafe_fixes, quiet) if fix else scan_all(jobs, run, quiet or not speaks, color)
         if not speaks:

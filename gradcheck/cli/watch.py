@@ -130,15 +130,16 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
     report = ending.report
     if ending.failure:
         print(f"gradcheck: watching ended early by a fault of its own: {ending.failure}; the program was left alone", file=sys.stderr)
+    if ending.unsaved:
+        print(f"gradcheck: the run was not saved: {ending.unsaved}; --save PATH names another file, --no-save none", file=sys.stderr)
     if report is None:
         if ending.interrupted or ending.code or ending.elsewhere:
             return
         if ending.failure:
-            hint = "--save PATH names another file, --no-save none" if "write" in ending.failure else "please report it with the line above"
-            raise TargetError("there is no report of the run", hint=hint)
+            raise TargetError("there is no report of the run", hint="please report it with the line above")
         hint = "the program is to train with an optimizer of torch.optim; from Python: with gradcheck.watch(model, optimizer)"
         raise TargetError("no training was seen", hint=hint)
-    if place is not None:
+    if place is not None and not ending.unsaved:
         print(f"gradcheck: run saved to {place}", file=sys.stderr)
     write_outputs([report], outputs, View(color, fail_on=settings.fail_on, allow_partial=settings.allow_partial))  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gradcheck.instrument.running_code import here, is_wrapper, names_in_program, variable_of
 from gradcheck.types.location import Location
@@ -113,7 +114,7 @@ class Averages:
         found = []
         for models in alike.values():
             leaders = [m for m, _ in models if any(id(p) in trained for p in m.parameters())]
-            others = [(m, shell) for m, shell in models if m not in leaders]
+            others = [(m, shell) for m, shell in models if not any(m is x for x in leaders)]
             found += [(m, shell, leaders[0]) for m, shell in others if len(leaders) == 1]
         if len(found) > MOST_PAIRS:  # models of finished trainings may still exist; those that have a name are in use
             found.sort(key=lambda models: not variable_of(models[1]))
@@ -164,4 +165,4 @@ def _inside(module: nn.Module) -> nn.Module:
 
 
 def _signature(module: nn.Module) -> Any:
-    return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+    return type(module), tuple((name, () if is_lazy(p) else tuple(p.shape)) for name, p in module.named_parameters())

@@ -37,7 +37,7 @@ class Finder:
 
     def __init__(self, order: dict[str, Any], pipe: IO[str], orphaned: Callable[[], None] = lambda: None) -> None:
         self.order, self.pipe, self.orphaned = order, pipe, orphaned
-        self.file = RecordFile(Path(order["report"]), order["name"], order["overhead"], order["shown"])
+        self.file = RecordFile(Path(order["report"]), order["name"], order["overhead"], order["shown"], spare=Path(order["spare"]))
         self.process = os.getpid()  # forks of the program are not watched
         self.settings: Settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
         self.board: Board | None = None
@@ -160,5 +160,5 @@ class Finder:
         self.file.close()
         stopped = error.finding.code if isinstance(error, TrainingStopped) and error.finding is board.stopped else ""
         place = location_of_traceback(error.__traceback__) if error is not None else None
-        failed = f"{type(failure).__name__}: {failure}" if failure is not None else self.file.why
-        send(self.pipe, "end", seen=seen, stopped=stopped, failure=failed, place=str(place or ""))
+        failed = f"{type(failure).__name__}: {failure}" if failure is not None else ""
+        send(self.pipe, "end", seen=seen, stopped=stopped, failure=failed, unsaved=self.file.why, place=str(place or ""))

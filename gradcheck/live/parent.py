@@ -27,6 +27,7 @@ class Ending:
     interrupted: bool = False
     stopped: str = ""  # code of the finding that ended it
     failure: str = ""  # of gradcheck's own code
+    unsaved: str = ""  # why the run could not be saved
     elsewhere: bool = False  # another machine's process reports
     report: Report | None = None
 
@@ -59,18 +60,19 @@ def run(program: Program, orders: Orders, actor: Actor, *, color: str = "auto", 
             actor.look(frame.findings, frame.step)
         elif kind == "end":
             ending.stopped, ending.failure = said.get("stopped", ""), said.get("failure", "")
-            ending.elsewhere = said.get("elsewhere", False)
+            ending.unsaved, ending.elsewhere = said.get("unsaved", ""), said.get("elsewhere", False)
         return bool(kind == "end")
 
     with temporary_folder() as folder:
-        file = Path(orders.record or Path(folder) / "run.json")
+        spare = Path(folder) / "run.json"
+        file = Path(orders.record or spare)
         before = _written(file)
-        order = vars(orders) | {"report": str(file), "shown": bool(orders.record), "parent": os.getpid()}
+        order = vars(orders) | {"report": str(file), "spare": str(spare), "shown": bool(orders.record), "parent": os.getpid()}
         ended = launch(program, CHILD, order, Path(folder), screen.opened(), hear, screen.started)
         ending.code, ending.interrupted = ended.code, ended.interrupted
         board_file(file).unlink(missing_ok=True)  # of a program that was killed
-        if _written(file) not in (None, before):
-            ending.report = Report.load(file)
+        if _written(file) not in (None, before) or _written(spare) is not None:
+            ending.report = Report.load(spare if _written(spare) is not None else file)
             actor.look(live_findings(ending.report.findings), ending.report.measurement.steps)
         actor.finish()
         return ending

@@ -35,6 +35,7 @@ class RecordFile:
     share: float  # of the run's time that watching may take
     shown: bool = True
     why: str = ""
+    spare: Path | None = None  # where the last report goes if it cannot be saved
     _times: int = 0
     _told: float = 0.0
     _spent: float = 0.0
@@ -70,8 +71,12 @@ class RecordFile:
         started = time.perf_counter()
         try:
             report.to_json(self.path)
+            self.why = ""
         except SavedRunError as error:
-            self.why = str(error)
+            self.why = self.why or str(error)  # that of the folder comes first
+            if always and self.spare is not None:
+                with contextlib.suppress(SavedRunError):
+                    report.to_json(self.spare)
         self._took = time.perf_counter() - started
         self._spent += 0.0 if early else self._took
 

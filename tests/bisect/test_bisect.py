@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.bisect import story
 from gradcheck.bisect.recorder import Recorder, fingerprint
 from gradcheck.bisect.recording import load, save
 from gradcheck.bisect.story import Orders, Side, bisected
+from gradcheck.errors import TargetError
+from gradcheck.live.launch import Exit
 from gradcheck.report.bisection import as_json, page, text
 
 STEPS = 3
@@ -229,6 +232,18 @@ def test_text_page_and_json_say_the_same():
     found = compared(eps=1e-6)
     assert all("blocks.0.norm" in shown for shown in (text(found), page(found), as_json(found)))
     assert json.loads(as_json(found))["verdict"] == "parted"
+
+
+def test_a_full_folder_is_not_the_fault_of_the_program(tmp_path, monkeypatch):
+    def launched_instead(program, child, order, folder, *rest):
+        (folder / "room").mkdir()  # nothing can be written there
+        (folder / "output").write_text("OSError: [Errno 28] No space left on device")
+        return Exit(1)
+
+    monkeypatch.setattr(story, "launch", launched_instead)
+    with pytest.raises(TargetError, match="nothing can be recorded in") as refused:
+        story.recorded(f"{sys.executable} -m train", Orders(), 2, print)
+    assert "TMPDIR" in refused.value.hint
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

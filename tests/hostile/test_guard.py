@@ -123,6 +123,15 @@ def test_a_signal_whose_exception_is_lost_comes_again(tmp_path: Path) -> None:
     assert ended(process)[1].startswith("again\n")
 
 
+def test_a_signal_in_a_destructor_shows_no_trace(tmp_path: Path) -> None:
+    """Python tells what a destructor raises, and drops it."""
+    user = f"class Late:\n        def __del__(self):\n            {HERE}; time.sleep(60)\n    Late(); time.sleep(60)"
+    process = started(tmp_path, user)
+    waited_for(tmp_path)
+    process.terminate()
+    assert ended(process) == (143, "", "")
+
+
 def test_threads_and_exit_handlers_of_the_code_end_as_in_python(tmp_path: Path) -> None:
     thread = "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()"
     user = f"import atexit, threading; atexit.register(print, 'handler'); {thread}"
