@@ -188,7 +188,7 @@ def test_labels_that_come_first():
     net = Labelled()
     batches = [{"labels": y, "tokens": x, "lengths": n} for x, n, y in sequences()]
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    how = dict(training_step=lambda model, batch: model(**batch)["loss"], optimizer=optimizer, steps=8)
+    how = {"training_step": lambda model, batch: model(**batch)["loss"], "optimizer": optimizer, "steps": 8}
     report = gradcheck.scan(net, batches, config={"select": ["SEQ004"]}, **how)
     assert [s.status for s in report.rules] == ["passed"] and report.measurement.padding.told == "lengths"
 

@@ -174,8 +174,8 @@ def _require_alike(m: Measurement, filled: Collection[str]) -> None:
     """That no weight is without a gradient at every measured step which had one in the script. `filled`: those that had."""
     at_work = {x.name for x in m.layers if any(s.step and s.output is not None and s.output.count for s in x.snapshots)}
     for p in m.parameters:
-        if p.name in filled and p.trainable and p.layer in at_work and all(s.gradient_norm == 0 for s in p.steps):
-            raise ReplayMismatch(f"the gradient of {p.name} is zero in it, and was not in the script: the model keeps more than its weights")
+        if p.name in filled and p.trainable and p.layer in at_work and p.steps and all(s.gradient_norm == 0 for s in p.steps):
+            raise ReplayMismatch(f"the gradient of {p.name} is zero in it, not in the script, whose model keeps more than its weights")
 
 
 def _learns(losses: Sequence[float]) -> bool:
