@@ -13,6 +13,7 @@ from gradcheck.analysis.gaps import described
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError, TargetError
@@ -185,6 +186,8 @@ def scan_training(training: Training, settings: Settings, progress: Progress | N
     if training.workload is not None:
         try:
             return scan_workload(training.workload, settings, progress, training.seen)
+        except ReplayMismatch as reason:
+            training.cannot_repeat(reason.why)
         except TargetError as error:
             if not training.loop.backwards:
                 raise

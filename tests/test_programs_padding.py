@@ -175,6 +175,24 @@ def test_a_mask_that_is_inverted():
     assert [(f.code, f.severity) for f in found] == [("SEQ004", "error")] and "inverted" in found[0].message
 
 
+class Labelled(MaskedMean):
+    """It is handed the labels before the tokens, as a batch of named tensors may be."""
+
+    def forward(self, labels: Tensor, tokens: Tensor, lengths: Tensor) -> Any:
+        logits = super().forward(tokens, lengths)
+        return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+
+
+def test_labels_that_come_first():
+    torch.manual_seed(0)
+    net = Labelled()
+    batches = [{"labels": y, "tokens": x, "lengths": n} for x, n, y in sequences()]
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    how = {"training_step": lambda model, batch: model(**batch)["loss"], "optimizer": optimizer, "steps": 8}
+    report = gradcheck.scan(net, batches, config={"select": ["SEQ004"]}, **how)
+    assert [s.status for s in report.rules] == ["passed"] and report.measurement.padding.told == "lengths"
+
+
 def test_segments_are_no_mask():
     report = scan(Segments, segments())
     assert [s.status for s in report.rules] == ["not-applicable"]

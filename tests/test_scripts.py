@@ -65,7 +65,24 @@ class Counting(nn.Module):
         return self.inner(x) * (1 + STEP * len(calls))
 model = Counting(model)
 """
+REMEMBERING = """
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept, self.cell, self.head = {}, nn.GRUCell(32, 16), nn.Linear(16, 10)
+    def forward(self, rows):
+        x = torch.stack([self.kept.get(int(i), torch.zeros(32)) for i in rows])
+        return self.head(self.cell(x, torch.zeros(len(rows), 16)))
+model = Remembering()
+optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+for step in range(40):
+    rows = torch.randint(64, (16,))
+    loss = F.cross_entropy(model(rows), labels[rows])
+    model.kept.update({int(i): inputs[i] for i in rows})
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+"""
 UNREPEATABLE = {
+    "the model reads what the loop remembers": REMEMBERING,
     "a gradient is given": LOOP.replace("loss.backward()", "loss.expand(2).backward(torch.full((2,), 0.5))"),
     "the loss depends on how often it was computed": COUNTING.replace("STEP", "0.1") + LOOP,
 }

@@ -61,7 +61,7 @@ def _finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.layout is not torch.strided:
         return True
     try:
-        if tensor.dtype.itemsize > 1 and math.isfinite(tensor.sum()):  # a quarter of the time; finite numbers may overflow
+        if tensor.dtype.itemsize > 1 and math.isfinite(tensor.detach().sum()):  # a quarter of the time; finite numbers may overflow
             return True
         return bool(torch.isfinite(tensor).all())
     except RuntimeError:  # it has no numbers to look at: on the meta device, or inside vmap

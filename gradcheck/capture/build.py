@@ -124,6 +124,7 @@ def workload_of(
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
     batches = [(*p.entries, p) for p in programs]
+    filled = {id(twins.tensors[key]) for w in (watched.members if watched is not None else ()) for key in w.filled & twins.tensors.keys()}
     optimizer, given, said = _optimizer(recorder, watched, model, twins)
     assumptions = [Assumption("data", f"data: {_count(len(batches))} that the script trained on", given=True), said]
     if twins.borrowed is not None:
@@ -151,6 +152,7 @@ def workload_of(
         device=next((p.device for p in model.parameters()), torch.device("cpu")),
         checked=True,
         borrowed=twins.borrowed,
+        filled=frozenset(name for name, p in model.named_parameters() if id(p) in filled),
     )
 
 

@@ -80,6 +80,7 @@ class OptimizerTrace(TracedOptimizer):
     cleared: list[BackwardPass] = field(default_factory=list)  # passes since the last step whose gradients were cleared
     dirty: bool = False  # gradients that were used are still there
     unscaled: bool = False
+    filled: set[int] = field(default_factory=set)  # ids of its parameters with a gradient that is not zero, in one of the first steps
     version: int | None = None  # of one gradient after the last backward pass or clipping
     versioned: nn.Parameter | None = None
     changes: Changes | None = None  # of an update that no optimizer of torch takes: `optimizer` only stands in for it

@@ -4,8 +4,10 @@ from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.together import gradient_size
+from gradcheck.instrument.loop_journal import is_filled
 
 AHEAD = 12  # steps of one optimizer, a critic's say, after which the first step of another one is no longer waited for
+LOOKED_AT = 4  # steps whose gradients are looked at: state that a model keeps shows from the second one on
 
 
 class StepLog:
@@ -25,6 +27,8 @@ class StepLog:
         rates = tuple(float(g.get("lr") or 0.0) for g in watched.optimizer.param_groups)
         by_scaler = recording.journal.by_scaler
         same = {p.place for p in passes}
+        if len(watched.steps) < LOOKED_AT:
+            watched.filled.update(id(p) for p in watched.parameters if is_filled(p))
         since = watched.last_call()
         watched.steps.append(
             Step(

@@ -142,7 +142,9 @@ class Training:
         """A measurement of the workload, with the loop.
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
+        Raises ReplayMismatch where the measured steps are not those of the script.
         """
+        _require_alike(m, self.workload.filled if self.workload is not None else ())
         own = replace(own_run(self.loop), surrogate=m.probe.surrogate)
         if outcome(own, m.chance) == "diverges" and outcome(m.probe, m.chance) != "diverges":
             m = replace(m, probe=own)  # on other data, or later, than the probe
@@ -257,6 +259,14 @@ def _training(capture: Capture, spec: ScriptSpec, watched: OptimizerTrace | None
     except Exception as error:  # models are made in more ways than were thought of
         training.cannot_repeat("the model, its data or its optimizer could not be copied", described(error))
     return training
+
+
+def _require_alike(m: Measurement, filled: Collection[str]) -> None:
+    """That no weight is without a gradient at every measured step which had one in the script. `filled`: those that had."""
+    at_work = {x.name for x in m.layers if any(s.step and s.output is not None and s.output.count for s in x.snapshots)}
+    for p in m.parameters:
+        if p.name in filled and p.trainable and p.layer in at_work and p.steps and all(s.gradient_norm == 0 for s in p.steps):
+            raise ReplayMismatch(f"the gradient of {p.name} is zero in it, not in the script, whose model keeps more than its weights")
 
 
 def _learns(losses: Sequence[float]) -> bool:

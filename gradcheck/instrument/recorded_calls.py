@@ -143,7 +143,7 @@ def _shift(x: torch.Tensor, rate: float) -> torch.Tensor | None:
 
     Dropout keeps the mean and divides the second moment by 1 - p (Li et al. 2018).
     """
-    if x.dim() < 2 or x.numel() == x.shape[1]:
+    if x.dim() < 2 or x.numel() <= x.shape[1]:
         return None
     axes = [i for i in range(x.dim()) if i != 1]
     variance, mean = torch.var_mean(x, dim=axes, correction=0)

@@ -60,6 +60,7 @@ class Workload:
     clip: Clipping | None = None
     divisible: bool | None = None  # whether the step runs on a part of a batch; None: not known yet
     own_losses: Sequence[float] = ()  # of a script's own steps, by step, from the same start
+    filled: frozenset[str] = frozenset()  # parameters whose gradient was not zero in one of the script's first steps
     forward_seconds: float = 0.0  # that the loss of the first batch took; 0: not known
     sample_bytes: float = 0.0  # that autograd keeps of a sample for the backward pass; 0: not known
     uncut: Workload | None = None  # as the user gave it, where its batches were cut to fewer samples

@@ -53,6 +53,12 @@ SAMPLERS = "rows = torch.randperm(400).tolist()\n" + LOOP.replace(
 ).replace("LOOK", "look(DataLoader(data, batch_size=50, sampler=SubsetRandomSampler({})))")
 SPLIT = "one, other = random_split(data, [300, 100])"
 OFTEN = "data = Subset(data, torch.multinomial(torch.arange(400.0), 400, replacement=True).tolist())\n"
+GRAPHS = """
+data = [torch.eye(8)[torch.randint(7, (3 + i % 5,))] for i in range(400)]
+def joined(graphs): return torch.cat(graphs), torch.zeros(sum(map(len, graphs))).long()
+loader = DataLoader
+def DataLoader(*args, **how): return loader(*args, **{**how, "collate_fn": joined})
+"""
 CASES = {
     "a random split": (case("one", "other", before=SPLIT), []),
     "a test set from elsewhere": (case("data", "TensorDataset(torch.randn(100, 8), torch.randint(3, (100,)))"), []),
@@ -99,6 +105,10 @@ CASES = {
         + "model = nn.Linear(8, 3)\nopt = torch.optim.SGD(model.parameters(), lr=0.1)"
         + LOOP.replace("TRAINED", "data").replace("LOOK", "pass"),
         [],
+    ),
+    "nodes of graphs": (
+        case("one", "other", before=GRAPHS + SPLIT),
+        None,
     ),
     "samplers of one data set": (SAMPLERS.format("rows[:300]", "rows[300:]"), []),
     "samplers that overlap": (SAMPLERS.format("rows[:350]", "rows[250:]"), ["error"]),

@@ -122,7 +122,7 @@ def _layout(arguments: Any, target: torch.Tensor | None, collated: bool) -> Inpu
     tensors = [(i, x) for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.dim() and x.numel()]
     if not tensors or any(x.layout is not torch.strided for _, x in tensors):
         return None
-    first, tensor = tensors[0]
+    first, tensor = next((t for t in tensors if t[1].dim() > 1), tensors[0])  # labels may be handed over before what they are of
     axis, rows = 0, tensor.shape[0]
     by_target = target is not None and target.shape[0] in tensor.shape
     if by_target and target is not None and rows != target.shape[0] and not collated:
