@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradcheck.capture.events import BackwardPass
-from gradcheck.capture.forgotten import Forgotten
+from gradcheck.capture.forgotten import Forgotten, Remade
 from gradcheck.capture.passes import leaves
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
@@ -21,8 +21,8 @@ ASKED = 63  # passes whose gradients were asked for and not used yet, before the
 class Backward(LoopListener):
     """Hears of backward passes; `asking` wraps `torch.autograd.grad`."""
 
-    def __init__(self, recording: Recording, updates: Updates, forgotten: Forgotten) -> None:
-        self.recording, self.updates, self.forgotten = recording, updates, forgotten
+    def __init__(self, recording: Recording, updates: Updates, forgotten: Forgotten, remade: Remade) -> None:
+        self.recording, self.updates, self.forgotten, self.remade = recording, updates, forgotten, remade
         self._running: list[tuple[BackwardPass, dict[int, torch.Tensor]]] | None = None  # with the leaves that each reaches
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
@@ -34,6 +34,7 @@ class Backward(LoopListener):
         self.updates.close()
         for loss in losses:
             reached = leaves(loss)
+            self.remade.look(loss, reached)
             found = self._pass(loss, reached, given)
             found.weight = element_weight(loss) if found.ref is not None and not found.gradient_given else None
             self._running.append((found, reached))

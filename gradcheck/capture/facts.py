@@ -130,6 +130,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         weighting=weighting(weighed(s.passes) for s in steps if not (s.leftover or s.edited)),
         leak=recorder.leaks.found(),
         thawed=_thawed(recorder, watched),
+        remade=recorder.remade.found(),
         reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),
         pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),

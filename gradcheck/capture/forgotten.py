@@ -4,8 +4,10 @@ The parameters of modules are known. A tensor on its own may also be data that r
 one, and not if the script asks for a derivative with respect to it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import nn
@@ -13,12 +15,17 @@ from torch import nn
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.capture.recording import Recording
+from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.instrument.running_code import place_of_variable
 from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopRemade
 from gradcheck.workload.dtensor import is_freed
 
 STEPS = 4  # steps whose losses reach a leaf that never changes; in a loop that trains by turns, its turn comes sooner
 AGO = 8  # steps without it after which a leaf is let go
+FRESH = 6  # steps whose new parameters are kept
+DRAWN = 64  # entries: two independent draws of as many correlate by more than 0.5 in one of 30,000 pairs, and a weight
+ALIKE = 0.5  # with a copy of it some steps later by nearly 1
 _PRODUCTS = frozenset("matmul __matmul__ __rmatmul__ mm bmm mv dot addmm baddbmm".split())
 _TAKES_WEIGHTS = frozenset(("linear", "embedding", "layer_norm", "batch_norm", "group_norm", "conv1d", "conv2d", "conv3d", "bilinear"))
 _ELEMENTWISE = frozenset(
@@ -123,3 +130,68 @@ def _is_weight(node: Node, position: int, tensor: torch.Tensor) -> bool:
 
 def _count(value: Constant | Ref) -> int:
     return value.value.numel() if isinstance(value, Constant) else value.node.counts.get(value.index, 0)
+
+
+class Remade:
+    """Layers that the loop makes again in each step: random each time, and trained by nothing. `look` before each backward pass."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self._made: Counter[Location] | None = None  # constructions by their place, by the first pass
+        self._known: set[int] = set()  # ids of the parameters that the first step reached
+        self._fresh: dict[int, dict[int, _Leaf]] = {}  # by step
+
+    def look(self, loss: torch.Tensor, leaves: Mapping[int, torch.Tensor]) -> None:
+        recording, step = self.recording, self.recording.steps
+        if step == 0 or self._made is None:
+            self._made = Counter(recording.sites.made)
+            self._known |= leaves.keys()
+        elif loss.grad_fn is not None and (len(self._fresh) < FRESH or step in self._fresh):
+            fresh = {k: t for k, t in leaves.items() if isinstance(t, nn.Parameter) and t.numel() >= DRAWN and self._is_new(k)}
+            behind = _behind(loss.grad_fn, fresh.keys(), leaves.keys() & self._known) if fresh else ()
+            for key in behind:
+                self._fresh.setdefault(step, {})[key] = _Leaf(fresh[key], fresh[key].detach().clone(), {step})
+
+    def _is_new(self, key: int) -> bool:
+        return not (
+            key in self._known or key in self.recording.tape.weights or any(key in w.ids for w in self.recording.optimizers.values())
+        )
+
+    def found(self) -> LoopRemade | None:
+        drawn: dict[torch.Size, dict[int, _Leaf]] = {}
+        for step, leaves in self._fresh.items():
+            for key, leaf in leaves.items():
+                if self._is_new(key) and torch.equal(leaf.before, leaf.tensor.detach()):
+                    drawn.setdefault(leaf.before.shape, {}).setdefault(step, leaf)
+        new = {s: x for s, x in drawn.items() if len(x) >= STEPS and not any(_alike(*p) for p in combinations(x.values(), 2))}
+        if not new:
+            return None
+        again = self.recording.sites.made - (self._made or Counter())
+        place = max(again, key=again.__getitem__) if again else None
+        return LoopRemade(tuple(map(tuple, new)), place)
+
+
+def _alike(one: _Leaf, other: _Leaf) -> bool:
+    pair = torch.stack([one.before.flatten(), other.before.flatten()]).double()
+    return not bool(torch.corrcoef(pair)[0, 1].abs() <= ALIKE)  # nan: one of them is the same everywhere, as a norm's weights are
+
+
+def _behind(end: torch.autograd.graph.Node, fresh: Iterable[int], known: Iterable[int]) -> Iterator[int]:
+    """Of the fresh leaves those that a call takes together with what known ones computed. What takes only data may make targets."""
+    fresh, known, seen, pending = set(fresh), set(known), {end}, [end]
+    while pending:
+        node = pending.pop()
+        parents = [p for p, _ in node.next_functions if p is not None]
+        leaves = {id(leaf) for leaf in map(_leaf, parents) if leaf is not None} & fresh if len(parents) > 1 else set[int]()
+        if leaves and any(id(t) in known for p in parents for t in upstream_leaves([p])):
+            yield from leaves
+        pending += [p for p in parents if p not in seen]
+        seen.update(parents)
+
+
+def _leaf(node: torch.autograd.graph.Node | None) -> torch.Tensor | None:
+    """The tensor that a node holds, or that what only moves one holds, as a transposed weight."""
+    while node is not None and not hasattr(node, "variable"):
+        parents = [p for p, _ in node.next_functions if p is not None]
+        node = parents[0] if len(parents) == 1 else None
+    return node.variable if node is not None else None

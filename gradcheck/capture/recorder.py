@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck.capture.backward import Backward
-from gradcheck.capture.forgotten import Forgotten
+from gradcheck.capture.forgotten import Forgotten, Remade
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
 from gradcheck.capture.gradient_changes import GradientChanges
@@ -101,9 +101,9 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
         TorchFunctionMode.__init__(self)
         Recording.__init__(self, sites, taped, observer)
         log = StepLog(self)
-        self.updates, self.forgotten = Updates(self, log), Forgotten(self)
+        self.updates, self.forgotten, self.remade = Updates(self, log), Forgotten(self), Remade(self)
         self.retained, self.leaks, self.reads = Retained(self), Leaks(self), Reads()
-        backward = Backward(self, self.updates, self.forgotten)
+        backward = Backward(self, self.updates, self.forgotten, self.remade)
         steps = Steps(self, log, self.updates)
         hooks = LoopHooks(self, self.journal, self.retained, self.leaks, backward, steps, GradientChanges(self))
         self._places = Installation(self, hooks, Forward(self, self.updates), backward, Functional(self), self.leaks, self.reads)

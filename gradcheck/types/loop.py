@@ -182,6 +182,14 @@ class LoopAdversary:
 
 
 @dataclass(frozen=True)
+class LoopRemade:
+    """Parameters that the loop draws anew in each step: of layers that are made inside `forward`."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    site: Location | None = None  # where a layer is made
+
+
+@dataclass(frozen=True)
 class LoopPairing:
     """Inputs and targets that are trained on in different pairs from those they came in.
 
@@ -240,6 +248,7 @@ class LoopFacts:
     rewarded: bool = False  # a training of the script, this one or another, is a policy gradient
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
+    remade: LoopRemade | None = None
     reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

@@ -14,6 +14,7 @@ import re
 import sys
 import sysconfig
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -199,6 +200,7 @@ class Sites:
 
     def __init__(self) -> None:
         self.recording = True
+        self.made: Counter[Location] = Counter()  # layers with parameters of their own, by the expression
         self._seen: dict[int, tuple[weakref.ref[Constructed], Location]] = {}
 
     def add(self, others: Sites) -> None:
@@ -219,7 +221,10 @@ class Sites:
         return entry[1] if entry is not None and entry[0]() is module else None
 
     def constructed(self, module: Constructed, frame: FrameType | None) -> None:
-        self._note(module, location_of_frame(_outside_constructor(module, frame), torch_detail=True))
+        place = location_of_frame(_outside_constructor(module, frame), torch_detail=True)
+        self._note(module, place)
+        if place is not None and hasattr(module, "reset_parameters"):
+            self.made[place] += 1
 
     def unpickled(self, module: Constructed, frame: FrameType | None) -> None:
         """A copy gets the place of its original: that is the expression to edit."""

@@ -4,7 +4,7 @@ from gradcheck.analysis.wording import BY_VALUE, layers_in_words
 from gradcheck.rules.graph.disconnected_parameters import count_in_words, owners_of, site_of
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.location import Location
-from gradcheck.types.loop import LoopThawed
+from gradcheck.types.loop import LoopRemade, LoopThawed
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
@@ -24,6 +24,7 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     Parameters with `requires_grad=True` that get a gradient and that the optimizer does not hold, or holds twice; and
     tensors in the optimizer that are no longer in the model, the trace of a layer that was replaced, or of a model that
     was copied, after the optimizer was built. Weights that a script unfreezes while it trains, and that no optimizer holds.
+    Layers that `forward` makes, whose weights are drawn anew in each step.
 
     ## Why it matters
     A parameter outside the optimizer keeps its initial value. One in two groups is updated twice per step.
@@ -33,7 +34,8 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     no module holds counts as a parameter when it is an `nn.Parameter`, or when what is computed uses it as a weight (a
     factor of activations, a shift of all rows, a table that is looked up), the losses of four steps send gradient to it and
     its values stay what they were. Frozen weights count when the losses of later steps send gradient to them, four or more, and
-    their values stay.
+    their values stay. A layer is made anew when four steps each have parameters of their own, of one shape with 64 entries or more,
+    that correlate by no more than 0.5 and that meet what other weights computed.
 
     ## Limits and their sources
     None: one parameter counts (a matter of definition). It is a warning when only biases and other vectors are missing, when
@@ -66,6 +68,8 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     findings = [_missing(m, missing)] if missing else []
     if not missing and m.loop is not None and m.loop.thawed is not None:
         findings.append(_thawed(m, m.loop.thawed))
+    if m.loop is not None and m.loop.remade is not None:
+        findings.append(_remade(m.loop.remade))
     if twice:
         findings.append(_twice(m, twice))
     if m.optimizer.stale and not missing:
@@ -101,6 +105,19 @@ def _thawed(m: Measurement, thawed: LoopThawed) -> Finding:
         location=m.optimizer.site,
         evidence=(Evidence("unfrozen parameters outside the optimizer", count, 0, ">"),),
         remedies=(Remedy("add-to-optimizer", "when you unfreeze them, add them: optimizer.add_param_group({'params': ...})", "safe"),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _remade(remade: LoopRemade) -> Finding:
+    shapes = ", ".join(str(list(shape)) for shape in remade.shapes)
+    return found(
+        "error",
+        f"a layer with weights of shape {shapes} is made anew in each step (expected: once): it stays random, no optimizer holds it, and "
+        "what stands around it trains for weights that are gone in the next step",
+        location=remade.site,
+        evidence=(Evidence("shapes of weights that are drawn anew", len(remade.shapes), 0, ">"),),
+        remedies=(Remedy("register-modules", "make the layer once, in __init__ of the model, and keep it as an attribute"),),
         confirmed=BY_VALUE,
     )
 

@@ -131,3 +131,56 @@ def test_data_that_ask_for_gradients_are_no_weights(text, tmp_path, monkeypatch)
     reports = scan(written(tmp_path, text))
     assert not {"GRAPH003", "GRAPH001"} & codes(reports)
     assert complaints(reports) == []
+
+
+MADE_IN_FORWARD = (
+    DATA
+    + """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(32, 16), nn.Linear(16, 10)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        mix = nn.Linear(16, 16)
+        return self.head(torch.relu(mix(x)))
+
+net = Net()
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+for step in range(60):
+    i = torch.randint(512, (64,))
+    loss = F.cross_entropy(net(x[i]), y[i])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+)
+
+
+REMADE = "a layer with weights of shape [16, 16] is made anew in each step"
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        "mix = self.mix",
+        "mix = nn.LayerNorm((64, 16))",  # always the same
+        "mix = nn.Linear(16, 16).requires_grad_(False)",  # random on purpose
+        "mix = copy.deepcopy(self.mix)",
+        "mix = nn.Linear(16, 16)  # here",
+    ],
+)
+def test_a_layer_that_forward_makes_is_never_trained(tmp_path: Path, by: str) -> None:
+    text = "import copy\n" + MADE_IN_FORWARD.replace("mix = nn.Linear(16, 16)\n        return", f"{by}\n        return")
+    found = [f for r in scan(written(tmp_path, text), steps=12) for f in r.findings if f.message.startswith(REMADE)]
+    places = [(f.code, f.severity, f.location.line) for f in found if f.location is not None]
+    assert places == [("GRAPH003", "error", n) for n, line in enumerate(text.splitlines(), 1) if "# here" in line]
+
+
+def test_a_teacher_that_each_step_makes_is_no_layer(tmp_path: Path) -> None:
+    text = MADE_IN_FORWARD.replace("mix = nn.Linear(16, 16)\n        return", "mix = self.mix\n        return")
+    teacher = "nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 10))"
+    text = text.replace("F.cross_entropy(net(x[i]), y[i])", f"F.mse_loss(net(x[i]), {teacher}(x[i]))")
+    assert not [f for r in scan(written(tmp_path, text), steps=12) for f in r.findings if "made anew" in f.message]
