@@ -249,14 +249,23 @@ for epoch in range(EPOCHS):
     OUTER
 """
 CYCLE, COSINE = "OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * len(loader))", "CosineAnnealingLR(optimizer, T_max=EPOCHS)"
+WARM = "LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / (EPOCHS * len(loader))))"
 
 
-@pytest.mark.parametrize(("made", "wrong"), [(CYCLE, "OUTER"), (COSINE, "INNER")])
+@pytest.mark.parametrize(("made", "wrong"), [(CYCLE, "OUTER"), (COSINE, "INNER"), (WARM, "OUTER")])
 def test_a_schedule_that_is_stepped_in_the_wrong_loop(made, wrong, tmp_path):
     text = SCHEDULED.replace("MADE", f"torch.optim.lr_scheduler.{made}")
     right = "INNER" if wrong == "OUTER" else "OUTER"
     faulty = text.replace(wrong, "scheduler.step()  # here").replace(right, "pass")
     check(tmp_path, faulty, text.replace(right, "scheduler.step()").replace(wrong, "pass"), "LOOP013", "warning", "LOOP013", "LOOP004")
+
+
+@pytest.mark.parametrize(("wrong", "codes"), [("OUTER", ["LOOP013"]), ("INNER", [])])
+def test_a_schedule_that_is_made_in_the_first_epoch(wrong, codes, tmp_path):
+    lazily = f"    if scheduler is None:\n        scheduler = torch.optim.lr_scheduler.{CYCLE}\n    train_one_epoch()"
+    text = SCHEDULED.replace("MADE", "None").replace("    train_one_epoch()", lazily).replace(wrong, "scheduler.step()")
+    found = findings(tmp_path, text.replace("INNER", "pass").replace("OUTER", "pass"), "LOOP013")
+    assert [f.code for f in found] == codes
 
 
 SWEPT = """

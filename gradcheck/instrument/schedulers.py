@@ -1,6 +1,8 @@
 """Schedulers of the learning rate: what each was built for, and where the loop steps it."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
@@ -10,7 +12,7 @@ from typing import Any, Literal
 from torch.optim.optimizer import Optimizer
 
 from gradcheck.instrument.running_code import outside, variable_of
-from gradcheck.instrument.source_loops import Loop, loop_begun, loops_around, loops_at_call, product
+from gradcheck.instrument.source_loops import Loop, loop_begun, loops_around, loops_at_call, made_once, product
 from gradcheck.instrument.traced_optimizer import TracedOptimizer, inner_optimizer
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopSchedule
@@ -19,6 +21,10 @@ from gradcheck.workload.source_sites import location_of_frame, origin_of
 MOST = 256  # schedulers that are kept: a loop may make a new one again and again
 _KEPT = 64  # calls whose place among the optimizer's steps is kept
 _TORCH = "torch.optim.lr_scheduler"
+_DENSE, _APART, _LOOKS = 128, 1.02, 500  # calls at which a function is asked for its factor: the first, then up to 2.5 million, 2 % apart
+_SAME, _NOTHING = 1e-6, 1e-3  # of its highest value: rounding; a cosine 2 % beside its lowest point
+_HALF = 0.05  # of its highest value, half way: lines, cosines and polynomials have more, what falls for ever less
+_MOST = 4000  # calls between two of those, all of which are looked at for the exact place
 
 
 @dataclass(eq=False)
@@ -76,7 +82,7 @@ class Schedulers:
         traced = self.traced(optimizer) if isinstance(optimizer, Optimizer) and not self.busy() else None
         if traced is not None:
             seen = self._know(SeenScheduler(scheduler, location_of_frame(frame), *_told(scheduler, frame)))
-            seen.running = loops_around(frame)
+            seen.running = loops_around(frame)[: -1 if made_once(frame) else None]
             traced.schedulers.setdefault(seen.site, []).append(0)
 
     def moves(self, scheduler: Any) -> None:
@@ -112,7 +118,7 @@ class Schedulers:
         return tuple(self._fact(s, traced) for s in self.seen.values() if drives(s.scheduler, traced) and id(s.scheduler) not in inner)
 
     def _fact(self, seen: SeenScheduler, traced: TracedOptimizer) -> LoopSchedule:
-        length, decay = _length(seen.scheduler)
+        length, decay, warm_up = _layout(seen.scheduler)
         loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", traced.loops) if seen.label else None
         stepped, epochs, epoch_steps = _cadence(self._own(loops, seen), self._own(traced.loops, seen) or (), seen)
         return LoopSchedule(
@@ -125,6 +131,7 @@ class Schedulers:
             epoch_steps if epoch_steps is not None else seen.epoch_steps,
             seen.site,
             seen.step_site,
+            warm_up,
         )
 
     def _own(self, loops: tuple[Loop, ...] | None, seen: SeenScheduler) -> tuple[Loop, ...] | None:
@@ -165,14 +172,61 @@ def _cadence(
     return ("epoch", None, usual) if usual is not None and usual == seen.epoch_steps else ("", None, None)
 
 
-def _length(scheduler: Any) -> tuple[int | None, float | None]:
-    """The calls of `step` that a schedule of torch is laid out for, and the factor on the rate for as many."""
+def _layout(scheduler: Any) -> tuple[int | None, float | None, int | None]:
+    """The calls of `step` that a schedule is laid out for, the factor on the rate for as many, and the calls until its peak."""
     kind = type(scheduler).__name__
     if kind == "LambdaLR":
-        return _of_lambda(scheduler), None
+        length, decay, peak = laid_out(scheduler.lr_lambdas[0])
+        return _of_lambda(scheduler) or length, decay, peak
     if type(scheduler).__module__ != _TORCH:
-        return None, None
-    if kind in ("OneCycleLR", "LinearLR", "ConstantLR", "PolynomialLR"):
+        return None, None, None
+    if kind == "SequentialLR":
+        length, _, warm_up = _layout(scheduler._schedulers[-1])
+        inner = _layout(scheduler._schedulers[0])[2]
+        return (scheduler._milestones[-1] + length if length is not None else None), None, inner if not warm_up else None
+    if kind == "LinearLR":
+        return scheduler.total_iters, None, scheduler.total_iters if scheduler.start_factor < scheduler.end_factor else 0
+    return *_length(scheduler, kind), None
+
+
+@functools.lru_cache(maxsize=32)
+def laid_out(factor: Callable[[int], Any]) -> tuple[int | None, float | None, int | None]:
+    """The same of a function of the call, by its values: where it stays as it is, comes down to nothing, or turns back up."""
+    at = sorted({*range(_DENSE), *(int(_DENSE * _APART**k) for k in range(_LOOKS))})
+    try:
+        with contextlib.redirect_stdout(None):
+            values = [float(factor(s)) for s in at]
+    except Exception:  # the user's function, asked beyond what it was written for
+        return None, None, None
+    high = max(values)
+    start = at[next(i for i, v in enumerate(values) if v >= (1 - _SAME) * high)]
+    if high <= 0:
+        return None, None, None
+    first = next((s for s, v in zip(at, values, strict=True) if v != values[0]), 0)
+    if start == 0 and 0 < first < _DENSE // 3 and _falls(values, first):
+        return first, values[first] / values[0], 0
+    for i in range(at.index(start), len(at) - 1):
+        rest, low = values[i:], values[i] <= _NOTHING * high
+        if low or max(rest) - min(rest) <= _SAME * high or rest[1] > rest[0] + _SAME * high:
+            ends = values[i] >= (1 - _SAME) * high or max(rest[:2]) < high / 2  # one that jumps back up begins again
+            half = next(v for s, v in zip(at, values, strict=True) if 2 * s >= start + at[i])
+            if not ends or (low and half < _HALF * high):
+                return None, None, start
+            around = range(at[max(i - 1, 0)], at[i + 1])
+            length = (max if at[i] == start else min)(around, key=factor) if len(around) < _MOST else at[i]
+            return length or None, None, length if at[i] == start else start
+    return None, None, start
+
+
+def _falls(values: Sequence[float], period: int) -> bool:
+    """Whether each `period` calls multiply it by the same, three times over."""
+    steps = [values[k * period : (k + 1) * period] for k in range(3)]
+    flat = all(max(step) - min(step) <= _SAME * abs(step[0]) for step in steps)
+    return flat and 0 < values[period] < values[0] and abs(steps[2][0] * steps[0][0] / steps[1][0] ** 2 - 1) <= _SAME
+
+
+def _length(scheduler: Any, kind: str) -> tuple[int | None, float | None]:
+    if kind in ("OneCycleLR", "ConstantLR", "PolynomialLR"):
         return _whole(getattr(scheduler, "total_steps", None) or getattr(scheduler, "total_iters", None)), None
     if kind == "CosineAnnealingLR":
         return _whole(scheduler.T_max), None
@@ -180,9 +234,6 @@ def _length(scheduler: Any) -> tuple[int | None, float | None]:
         return _whole(getattr(scheduler, "step_size", 1)), float(scheduler.gamma)
     if kind == "MultiStepLR":
         return max(scheduler.milestones, default=None), None
-    if kind == "SequentialLR":
-        last = _length(scheduler._schedulers[-1])[0]
-        return (scheduler._milestones[-1] + last if last is not None else None), None
     return None, None
 
 

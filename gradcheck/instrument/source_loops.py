@@ -58,10 +58,15 @@ def loops_around(frame: FrameType | None) -> tuple[Loop, ...]:
     return tuple(found)
 
 
-def loop_begun(frame: FrameType | None) -> Loop | None:
-    """The `for` of the user's that asks for its data at or above `frame`, where a call in its head makes them."""
+def _of_user(frame: FrameType | None) -> FrameType | None:
     while frame is not None and origin_of(frame.f_code.co_filename) != "user":
         frame = frame.f_back
+    return frame
+
+
+def loop_begun(frame: FrameType | None) -> Loop | None:
+    """The `for` of the user's that asks for its data at or above `frame`, where a call in its head makes them."""
+    frame = _of_user(frame)
     if frame is None:
         return None
     function = _function_of(frame)
@@ -73,6 +78,27 @@ def loop_begun(frame: FrameType | None) -> Loop | None:
             if isinstance(head, ast.Call) and _called(head) not in _COUNTED:
                 return Loop(frame.f_code.co_filename, function, place.node.lineno)
     return None
+
+
+def made_once(frame: FrameType | None) -> bool:
+    """Whether the statement that runs makes what it assigns in one turn of a loop only, as below `if schedule is None:`."""
+    frame = _of_user(frame)
+    if frame is None or (tree := parsed(frame.f_code.co_filename)) is None:
+        return False
+    line = frame.f_lineno
+    around = [
+        n for n, home in _nodes(tree) if home == _function_of(frame) and isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0)
+    ]
+    made = {name for n in around if isinstance(n, ast.Assign) for t in n.targets for name in _words(t)} - {"self"}
+    turns = {name for n in around if isinstance(n, ast.For) for name in _words(n.target)}
+    tests = [n.test for n in around if isinstance(n, ast.If)]
+    return any(made & _words(t) or (isinstance(t, ast.Compare) and isinstance(t.ops[0], ast.Eq) and turns & _words(t.left)) for t in tests)
+
+
+def _words(node: ast.AST) -> set[str]:
+    """Names, attributes and texts."""
+    given = (getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "value", None) for n in ast.walk(node))
+    return {w for w in given if isinstance(w, str)}
 
 
 def loops_at_call(name: str, method: str, around: Sequence[Loop]) -> tuple[Loop, ...] | None:

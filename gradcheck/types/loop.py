@@ -103,6 +103,7 @@ class LoopSchedule:
     epoch_steps: int | None = None  # steps of the optimizer in one of them
     site: Location | None = None  # where it is created
     step_site: Location | None = None
+    warm_up: int | None = None  # calls of step() until the rate is at its highest; None: not known
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from gradcheck.instrument.schedulers import laid_out
 from gradcheck.rules.loop.schedule_misplaced import schedule_misplaced
 from gradcheck.types.loop import LoopSchedule
 from tests.literals import location, loop, measurement
@@ -44,6 +46,31 @@ class TestScheduleMisplaced:
     def test_a_decay_that_leaves_nothing_when_it_is_stepped_too_often(self, decay, expected):
         """Over 300 steps 0.96 leaves 5e-6 and 0.97 1e-4; 0.3 leaves 6e-6 over 10 epochs, too."""
         assert severities(schedule_misplaced, seen(kind="ExponentialLR", length=1, decay=decay, stepped="step")) == expected
+
+    @pytest.mark.parametrize(("warm_up", "stepped", "told"), [(601, "step", True), (600, "step", False), (21, "epoch", True)])
+    def test_a_warm_up_longer_than_the_training(self, warm_up, stepped, told):
+        given = seen(kind="LambdaLR", length=warm_up, warm_up=warm_up, stepped=stepped)
+        assert severities(schedule_misplaced, given) == ["warning"] * told
+
+    def test_a_short_warm_up_that_stays_at_its_peak(self):
+        assert findings(schedule_misplaced, seen(kind="LambdaLR", length=10, warm_up=10, stepped="step")) == []
+
+    @pytest.mark.parametrize(
+        ("factor", "expected"),
+        [
+            (lambda s: min(1.0, (s + 1) / 360), (359, None, 359)),
+            (lambda s: 0.5 ** (s // 10), (10, 0.5, 0)),
+            (lambda s: 0.1 + 0.45 * (1 + math.cos(math.pi * s / 360)), (360, None, 0)),
+            (lambda s: s / 20 if s < 20 else 0.5 * (1 + math.cos(math.pi * (s - 20) / 340)), (360, None, 20)),
+            (lambda s: 1 - s / 12, (12, None, 0)),
+            (lambda s: min((s + 1) ** -0.5, (s + 1) * 400**-1.5), (None, None, 403)),
+            (lambda s: 1 / (1 + 0.1 * s), (None, None, 0)),
+            (lambda s: 1 + math.cos(math.pi * (s % 10) / 10), (None, None, 0)),
+            (lambda s: [1.0, 0.1][s], (None, None, None)),
+        ],
+    )
+    def test_what_a_function_is_laid_out_for(self, factor, expected):
+        assert laid_out(factor) == expected
 
     def test_it_points_at_the_call_or_else_at_the_scheduler(self):
         assert only(schedule_misplaced, seen()).location == location(9)
