@@ -10,6 +10,7 @@ from typing import get_args
 from torch import nn
 
 from gradcheck.analysis.gaps import described
+from gradcheck.capture.ranks import rank_facts
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
@@ -148,7 +149,8 @@ def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None,
         if all(everyone(workload is not None)) and workload is not None:
             sharded = is_sharded(workload.model)
             with kept_sharded(workload.model) if sharded else nullcontext():
-                training.workload = over_ranks(workload, lambda whole: fork(whole).loss(whole.batches[0]).item())
+                training.workload, same = over_ranks(workload, lambda whole: fork(whole).loss(whole.batches[0]).item())
+                training.ranks = rank_facts(training.watched, workload, same) if training.watched is not None else None
                 if sharded:
                     return scan_training(training, settings, tick)
         else:
@@ -213,7 +215,7 @@ def scan_over_ranks(
     findings. Raises on all ranks what is raised on one.
     """
     with in_step(ranks):
-        whole = over_ranks(workload)
+        whole, _ = over_ranks(workload)
         if is_sharded(workload.model):
             with kept_sharded(workload.model):
                 return _of_rank(scan_workload(whole, settings, progress, seen), ranks)

@@ -1,8 +1,10 @@
 """What is missing from a measurement as a whole: no step, no layer, a single step, a training that was too short to tell."""
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import BY_VALUE
@@ -15,8 +17,11 @@ def more_time(seconds: float) -> str:
 
 
 def described(error: BaseException | None) -> str:
-    """An exception as the detail of something that was not measured."""
-    return f"{type(error).__name__}: {error}" if error is not None else ""
+    """An exception as the detail of something that was not measured; with its place, where it says nothing itself."""
+    if error is None:
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1:] if not str(error) else []
+    return f"{type(error).__name__}: {error}" + "".join(f"in {Path(f.filename).name}, line {f.lineno}: {f.line}" for f in last)
 
 
 def unread_layers(failures: Mapping[str, str]) -> list[NotMeasured]:

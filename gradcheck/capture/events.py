@@ -17,6 +17,7 @@ from gradcheck.capture.weighting import Weight
 from gradcheck.instrument.loop_journal import Evaluations, is_filled
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
+from gradcheck.workload.replicas import Replica
 from gradcheck.workload.sharding import holds_back
 
 Gradient = Literal["none", "zero", "some"]
@@ -87,6 +88,7 @@ class OptimizerTrace(TracedOptimizer):
     options: list[dict[str, Any]] = field(default_factory=list)  # arguments of its steps, one entry each
     parts: tuple[OptimizerTrace, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
+    replicas: list[list[Replica | None]] = field(default_factory=list)  # before each step, where other processes may hold the same
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property

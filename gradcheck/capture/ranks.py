@@ -1,6 +1,7 @@
 """Processes beside the script's own: those that it starts, whose work is not seen, and those that run it, whose groups are kept alive."""
 
 import contextlib
+import gc
 import multiprocessing.process
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
 
+from gradcheck.capture.events import OptimizerTrace
 from gradcheck.instrument.patches import Patches
 from gradcheck.rank import launched
-from gradcheck.workload.sharding import noting_shards
+from gradcheck.types.gauges import RankFacts
+from gradcheck.workload.lockstep import everyone
+from gradcheck.workload.replicas import are_divided, compare
+from gradcheck.workload.sharding import is_sharded, noting_shards, trains_on_parts
+from gradcheck.workload.workload import Workload
 
 
 def note_processes(patches: Patches, started: list[str]) -> None:
@@ -38,6 +45,25 @@ def note_processes(patches: Patches, started: list[str]) -> None:
 
     patches.wrap(subprocess.Popen, "__init__", of_command)
     patches.wrap(multiprocessing.process.BaseProcess, "start", of_function)
+
+
+def rank_facts(watched: OptimizerTrace, workload: Workload, same: int) -> RankFacts:
+    """Replicas of what an optimizer moved, before its first steps; all ranks ask together. `same`: batches that all ranks share."""
+    moved = {id(p) for p in watched.parameters}
+    wrapper = next((x for x in gc.get_objects() if issubclass(type(x), DDP) and any(id(p) in moved for p in x.parameters())), None)
+    told = everyone([w.replicas for w in watched.members])
+    count, model = len(told), workload.model
+    if any(everyone(are_divided(count) or (wrapper is not None and dist.get_world_size(wrapper.process_group) < count))):
+        return RankFacts(count, same_batches=same if trains_on_parts(model) else 0)
+    known = {id(p): name for name, p in model.named_parameters()}
+    names = [known.get(id(p), "") for group in workload.optimizer.param_groups for p in group["params"]]
+    ignored = {name for name in names if wrapper is not None and any(f".{n}".endswith(f".{name}") for n in wrapper.parameters_to_ignore)}
+    steps = []
+    for i in range(min(len(replicas) for rank in told for replicas in rank)):
+        shares = [{n: x for n, x in zip(names, (x for of in rank for x in of[i]), strict=False) if x is not None} for rank in told]
+        steps.append(compare(i, shares, frozenset(names) - ignored - {""}))
+    whole = not is_sharded(model) or trains_on_parts(model)
+    return RankFacts(count, type(wrapper).__name__ if wrapper else "", tuple(s for s in steps if s), same_batches=same if whole else 0)
 
 
 @contextmanager

@@ -13,7 +13,11 @@ from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
 from gradcheck.instrument.traced_optimizer import inner_optimizer
+from gradcheck.rank import launched
+from gradcheck.workload.replicas import replicas
 from gradcheck.workload.training_copy import copy_optimizer
+
+REPLICAS = 32  # steps at which those of several processes are compared: as many as are kept of a script
 
 
 class Steps(LoopListener):
@@ -48,6 +52,8 @@ class Steps(LoopListener):
         if watched.step_site is None:
             watched.step_site, watched.loops = here(), loops_around(outside())
             recording.journal.schedulers.name(watched)
+        if len(watched.replicas) < REPLICAS and launched()[1] > 1:
+            watched.replicas.append(replicas(watched.parameters))
         watched.starts()
         self.updates.leave_to(watched)
         if not closure:

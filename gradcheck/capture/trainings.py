@@ -24,6 +24,7 @@ from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.capture.update_rule import UpdateRule, recognised
 from gradcheck.errors import TargetError
 from gradcheck.instrument.loop_journal import Clip
+from gradcheck.types.gauges import RankFacts
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement, NotMeasured
@@ -137,6 +138,7 @@ class Training:
     blind: NotMeasured = REPEATED  # why it could not be repeated, where there is no workload
     several: bool = False  # other optimizers train against it, or beside it
     brief: bool = False  # it is one of many alike, each of a few steps
+    ranks: RankFacts | None = None  # of the processes that take its steps together
 
     def seen(self, m: Measurement) -> Measurement:
         """A measurement of the workload, with the loop.
@@ -158,7 +160,7 @@ class Training:
         if accumulated > 1 and self.workload is not None:
             of_one = {str(i) for i in range((len(self.workload.batches[0]) - 1) // accumulated)}
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in of_one)))
-        return with_loop(m, self.loop)
+        return with_loop(replace(m, ranks=self.ranks), self.loop)
 
     def _with_births(self, m: Measurement) -> Measurement:
         """If no operation of the repeated step made the first non-finite number, the loop made it before the step."""
@@ -179,7 +181,7 @@ class Training:
     def observed(self, needs: Collection[str]) -> Measurement:
         """What the run itself showed. `needs`: all that rules may ask for."""
         m = observed(self.recorder, self.watched, self.loop, self.name, self.files, self.blind, needs)
-        return with_loop(self._with_births(m), self.loop)
+        return with_loop(replace(self._with_births(m), ranks=self.ranks), self.loop)
 
 
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:

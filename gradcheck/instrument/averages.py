@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from gradcheck.instrument.running_code import here, is_wrapper, names_in_program, variable_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAverage
+from gradcheck.workload.dtensor import local
 
 SAMPLE = 4096  # entries of one weight that are compared
 FOLLOWS = 0.999  # least cosine between the change of one weight and its difference from another that makes it a follower
@@ -44,6 +45,8 @@ class _Pair:
         if self.sample is None or self.follows:
             return
         before, other = self.sample
+        if before.shape != other.shape:  # one of them is sharded
+            return
         change, way = self.weights()[0] - before, other - before
         size = float(change.norm() * way.norm())
         if size > 0 and float(change @ way) > FOLLOWS * size and float(change.norm()) <= 1.001 * float(way.norm()):
@@ -51,7 +54,7 @@ class _Pair:
 
 
 def _sampled(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().reshape(-1)[:SAMPLE].cpu().double().clone()
+    return local(weight).detach().reshape(-1)[:SAMPLE].cpu().double().clone()
 
 
 @dataclass

@@ -8,12 +8,14 @@ from gradcheck.config.settings import EVERY
 from gradcheck.live.rank_levels import RankLevels
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
 from gradcheck.live.record import Record
-from gradcheck.live.replicas import compare, replicated, wrapper_of
+from gradcheck.live.replicas import replicated, wrapper_of
 from gradcheck.measure.parameters import StepWatch
 from gradcheck.types.gauges import RankFacts, RankLoss, RankStep
 from gradcheck.types.measurement import NotMeasured
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.ranks import RankGroup
+from gradcheck.workload.replicas import Replica, compare
+from gradcheck.workload.sharding import trains_on_parts
 
 FIRST, LAST = 8, 32  # comparisons that are kept
 
@@ -32,6 +34,7 @@ class Together:
     _steps: list[RankStep] = field(default_factory=list)
     _broken: dict[int, RankLoss] = field(default_factory=dict)
     _levels: RankLevels = field(default_factory=RankLevels)
+    _alike: list[bool] = field(default_factory=list)  # at measured steps: whether all ranks were given the same
     _elsewhere: set[str] = field(default_factory=set)  # layers that rank 0 does not run
 
     def prepare(self, know_parameters: Callable[[], object]) -> None:
@@ -101,7 +104,9 @@ class Together:
         merge_events(record, shares, range(len(shares)))
         self._elsewhere.update(merge_layers(record, shares, step))
         merge_parameters(record, shares, step)
-        seen = compare(step, [s.parameters for s in shares], self._names)
+        self._alike.append(_are_alike(shares))
+        told = [{n: Replica(p.sample, p.step.norm, p.step.gradient_norm) for n, p in s.parameters.items()} for s in shares]
+        seen = compare(step, told, self._names)
         if seen is not None:
             self._steps.append(seen)
             if len(self._steps) > FIRST + LAST:
@@ -132,7 +137,9 @@ class Together:
 
     def _tell(self) -> None:
         broken = tuple(sorted(self._broken.values(), key=lambda b: b.step))
-        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), broken, self._levels.furthest())
+        own_data = trains_on_parts(self.record.model) if self.sharded else not self._why
+        same = len(self._alike) if own_data and all(self._alike) else 0
+        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), broken, self._levels.furthest(), same)
         self.record.ranks = facts
         self.record.apart = list(self._lacking())
 
@@ -146,3 +153,9 @@ class Together:
             lacking.append(NotMeasured("replicas", self._why))
         lacking += [NotMeasured(f"layer {name}", "it does not run on rank 0") for name in sorted(self._elsewhere)]
         return lacking
+
+
+def _are_alike(shares: Sequence[Share]) -> bool:
+    """Whether all layers give the same on all ranks, to the last bit."""
+    told = [{name: layer.snapshot.output for name, layer in s.layers.items()} for s in shares]
+    return bool(told[0]) and all(t == told[0] for t in told)

@@ -19,8 +19,7 @@ from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.training import NonFinite
 from gradcheck.workload.dtensor import local, multiplicity
 from gradcheck.workload.lockstep import root
-
-COMPARED = 64  # entries of each parameter that are compared between the ranks
+from gradcheck.workload.replicas import COMPARED
 
 
 @dataclass

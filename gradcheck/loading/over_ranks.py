@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.lockstep import agreed, everyone
@@ -18,8 +20,9 @@ NEAR = 0.2  # relative distance of the loss of joined batches from the mean of t
 FirstLoss = Callable[[Workload], float]
 
 
-def over_ranks(workload: Workload, first_loss: FirstLoss | None = None) -> Workload:
-    """The same workload with the batches of all ranks that are in step, on each of them. Raises OutOfStep.
+def over_ranks(workload: Workload, first_loss: FirstLoss | None = None) -> tuple[Workload, int]:
+    """The same workload with the batches of all ranks that are in step, on each of them; and how many are the same on all, with the
+    same losses: 0 unless all are. Raises OutOfStep.
 
     `first_loss`: computes that of a workload whose step was made for batches of one rank; it must come near the ranks' own.
     """
@@ -33,9 +36,16 @@ def over_ranks(workload: Workload, first_loss: FirstLoss | None = None) -> Workl
         whole.batches = [_with_tensors(workload, b, i) for i, b in enumerate(said[0][0][: len(batches)])]
         how = f"{OF_RANK_0}, since the step computes a different loss when they are joined"
     whole.assumptions = [*workload.assumptions, Assumption("ranks", f"{len(said)} processes train together: {how}", given=True)]
-    return whole
+    alike = how == SAME and (_draws(workload.model) or all(losses[:steps] == said[0][2][:steps] for _, _, losses in said))
+    return whole, len(batches) if alike else 0
 
 
+def _draws(model: nn.Module) -> bool:
+    """Whether the losses of two passes differ by chance."""
+    return any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+
+
+SAME = "each has the same batches"
 JOINED = "their batches of a step are measured as one"
 OF_RANK_0 = "the batches of rank 0 are measured"
 
@@ -61,7 +71,7 @@ def _together(workload: Workload, of_ranks: Sequence[Sequence[Tensors]]) -> tupl
         if not any(_equal(batches, known) for known in different):
             different.append(batches)
     if len(different) == 1:
-        found, how = list(first), "each has the same batches"
+        found, how = list(first), SAME
     else:
         try:
             found, how = [joined([batches[i] for batches in different]) for i in range(steps)], JOINED

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradcheck.workload.device import as_numbers, has_float64, on_host
-from gradcheck.workload.dtensor import local
-from gradcheck.workload.lockstep import whole_norms
+from gradcheck.workload.dtensor import laid_out, local
+from gradcheck.workload.lockstep import several, whole_norms
 from gradcheck.workload.workload import Clipping
 
 WIDE = (torch.float32, torch.float64)
@@ -83,7 +83,7 @@ def gradient_of(p: torch.Tensor) -> torch.Tensor | None:
     gradient = p.grad
     if gradient is None:
         return None
-    gradient = local(gradient.detach())
+    gradient = local(laid_out(gradient.detach(), p) if several() else gradient.detach())
     return as_real(gradient.coalesce().values() if gradient.is_sparse else gradient)
 
 

@@ -102,13 +102,14 @@ class RankLevel:
 
 @dataclass(frozen=True)
 class RankFacts:
-    """The ranks of a watched run. `steps` is empty where parameters are not replicated, or were not compared."""
+    """The ranks of a run. `steps` is empty where parameters are not replicated, or were not compared."""
 
     count: int
     wrapper: str = ""  # class that keeps the replicas equal: "DistributedDataParallel"; "" where none was seen
     steps: tuple[RankStep, ...] = ()
     non_finite: tuple[RankLoss, ...] = ()
     level: RankLevel | None = None
+    same_batches: int = 0  # steps that were compared, if in each all ranks were given the same batch though each should have its own
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,23 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     if type(tensor) in _WHOLE or not is_spread(tensor):
         return tensor
     spread: Any = tensor.detach()
-    return spread.full_tensor()
+    # A table that is sharded by rows leaves a mask with its output, for the one reduction that follows: the program's own.
+    masks = [(p.mask_buffer, p.mask_buffer.data) for p in spread.placements if hasattr(p, "mask_buffer")]
+    found: torch.Tensor = spread.full_tensor()
+    for buffer, mask in masks:
+        if buffer.data is None:
+            buffer.materialize_mask(mask)
+    return found
+
+
+def laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A gradient spread as its parameter is: under tensor parallelism it may lie whole in each process, or still have to be summed over
+    them. All processes that hold it must ask together."""
+    if not (is_spread(gradient) and is_spread(parameter)):
+        return gradient
+    found: Any = gradient.detach()
+    wanted: Any = parameter
+    return found if found.placements == wanted.placements else found.redistribute(wanted.device_mesh, wanted.placements)
 
 
 def part_like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_spread(p) for p in model.parameters())
 
 
+def trains_on_parts(model: nn.Module) -> bool:
+    """Whether `fully_shard` averages gradients over several processes, each of which is to have batches of its own."""
+    meshes = [group.mesh_info for state in _states_of(model) for group in state._fsdp_param_groups]
+    return any(getattr(m, "shard_mesh_size", 1) * getattr(m, "replicate_mesh_size", 1) > 1 for m in meshes)
+
+
 def shows_parts(model: nn.Module) -> bool:
     """Whether layers are split: what they return is a part on each rank. Shards that are gathered for the pass give whole outputs."""
     gathered = {id(p.sharded_param): p.is_dtensor for group in _groups for p in group.fsdp_params}

@@ -30,7 +30,8 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Replicas of a parameter that are not equal on all ranks: models that were built from different seeds and never synchronised,
     gradients that are not averaged (no DistributedDataParallel, a model that is called without it, steps inside `no_sync()`),
-    parameters that get a gradient on some ranks only. And ranks whose losses are not like the others': they read other data.
+    parameters that get a gradient on some ranks only. Ranks whose losses are not like the others': they read other data. And ranks that
+    are all given the same batches, as without a DistributedSampler, which teaches them what one of them would learn alone.
 
     ## Why it matters
     Each rank trains a model of its own on its part of the data. The run costs as much as a distributed one, and the model that rank 0
@@ -46,6 +47,8 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     and so are the steps made of them. Parameters that were found equal again in between are averaged now and then, as local SGD does:
     that is a note. Where they are equal, the losses of the ranks over `losses` (100) steps or more, in which all have the same weights: a
     mean that lies `level` (30 %) away from that of the others, beyond `score` (10 standard errors of their difference), is a warning.
+    So are batches that are equal on all ranks, bit for bit, in all steps that were compared, `steps` or more, where each rank should have
+    its own. Of a watched run, what all layers give is compared.
 
     ## When to ignore it
     When each rank is to train a model of its own: ensembles, searches over settings; and when each is given a task of its own.
@@ -69,6 +72,8 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     if ranks is None:
         return not_applicable("one process trains")
     other = [_other_data(ranks.level, ranks.count, limits)] if ranks.level is not None and _stands_apart(ranks.level, limits) else []
+    if ranks.same_batches >= limits["steps"]:
+        other.append(_same_data(ranks))
     if not ranks.steps and not other:
         why = next((x.why for x in m.not_measured if x.what in ("replicas", "ranks")), "")
         return not_measured(why) if why else not_applicable("no parameter is replicated")
@@ -99,6 +104,17 @@ def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:
         message,
         evidence=(Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),),
         remedies=(Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),),
+    )
+
+
+def _same_data(ranks: RankFacts) -> Finding:
+    steps, text = ranks.same_batches, "give each rank its own part: a DataLoader with sampler=DistributedSampler(dataset)"
+    return found(
+        "warning",
+        f"the {ranks.count} ranks are given the same batch in each of {steps} steps that were compared: together they learn what one of "
+        f"them would alone, at {ranks.count} times the cost",
+        evidence=(Evidence("steps with the same batch on all ranks", steps, 0, ">"),),
+        remedies=(Remedy("data-of-its-own", text + ", and set_epoch(epoch) in each epoch; or draw from another seed on each rank"),),
     )
 
 

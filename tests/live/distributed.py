@@ -32,7 +32,7 @@ from gradcheck.measure import faithful, fitting
 from gradcheck.workload import ranks
 
 STEPS, EVERY = 22, 5
-KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "scan", "checks", "apart", "lead", "fail")
+KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "same", "scan", "checks", "apart", "lead", "fail")
 
 
 def train(kind: str, watched: bool) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train(kind: str, watched: bool) -> dict[str, Any]:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     stop = "error" if kind == "no-sync" else None
     context: AbstractContextManager[Any] = gradcheck.watch(model, optimizer, every=EVERY, stop_on=stop) if watched else nullcontext()
-    generator = torch.Generator().manual_seed(100 + rank)
+    generator = torch.Generator().manual_seed(100 + (rank if kind != "same" else 0))
     answer = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
     taken = 0
     with context as board:
@@ -223,7 +223,7 @@ def main() -> None:
             count = dist.get_world_size()
             said[kind] = {of: scanned(of, rank, count) for of in ("ddp", "fsdp", "tp" if count == 2 else "2d")}
         elif kind == "checks":
-            said[kind] = checked("fsdp", rank, dist.get_world_size())
+            said[kind] = {of: checked(of, rank, dist.get_world_size()) for of in ("fsdp", "tp")}
         elif kind == "apart":
             said[kind] = apart(rank)
         else:

@@ -106,6 +106,13 @@ def test_parameters_that_are_averaged_now_and_then_are_a_note():
     assert any(s["distance"] > 1e-4 for s in found["ranks"]["steps"]), "they do differ in between"
 
 
+def test_the_same_batches_on_all_ranks_are_a_warning():
+    found = run("same")[0]["watched"]
+    ((code, severity, message),) = found["findings"]
+    assert (code, severity) == ("LOOP008", "warning") and "the 2 ranks are given the same batch" in message
+    assert found["ranks"]["same_batches"] > 4 and run("ddp")[0]["watched"]["ranks"]["same_batches"] == 0
+
+
 def test_a_nan_on_one_rank_is_told_with_rank_and_layer():
     first = run("nan")[0]["watched"]
     (code, severity, message), *_ = first["findings"]
@@ -138,6 +145,11 @@ def test_a_rank_that_scanned_alone_meets_the_others_at_the_next_scan(monkeypatch
 
 
 @functools.cache
+def checked_by_one_process() -> dict[str, Any]:
+    return json.loads(json.dumps(checked("one", 0, 1)))
+
+
+@functools.cache
 def of_one_process() -> dict[str, Any]:
     return json.loads(json.dumps(scanned("one", 0, 1)))
 
@@ -167,9 +179,10 @@ def assert_close(value: Any, expected: Any) -> None:
         assert value == (pytest.approx(expected, rel=1e-3, abs=1e-6) if isinstance(expected, float) else expected)
 
 
-def test_what_takes_derivatives_by_all_parameters_sums_over_the_shards():
-    (first, _), one = (rank["checks"] for rank in ran()), json.loads(json.dumps(checked("one", 0, 1)))
-    assert one["missing"] == [] and first["missing"] == ["derivatives"]
+@pytest.mark.parametrize(("kind", "missing"), [("fsdp", []), ("tp", ["signals", "similarity", "units"])])
+def test_what_takes_derivatives_by_all_parameters_sums_over_the_shards(kind, missing):
+    (first, _), one = (rank["checks"][kind] for rank in ran()), checked_by_one_process()
+    assert one["missing"] == [] and first["missing"] == ["derivatives", *missing]
     assert one["samples"] and one["balance"] and one["sharpness"] and ["zero", "sign"] in one["idle"]
     assert first["cut"] == one["cut"] == ["batches are cut from 48 to 32 of their samples"]
     for quantity in ("samples", "idle", "balance", "sharpness"):
@@ -280,6 +293,46 @@ def test_a_sharded_script_is_judged_as_in_one_process(tmp_path):
     assert [f["code"] for f in two["findings"]] == [f["code"] for f in one["findings"]] == ["LOSS001"]
     losses = [x["measurements"][0]["probe"]["losses"] for x in told]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+FORGOTTEN = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+x = torch.randn(512, 20)
+data = TensorDataset(x, x[:, :5].argmax(1))
+sampler = DistributedSampler(data) if "sampler" in sys.argv else None
+loader = DataLoader(data, batch_size=32, sampler=sampler, shuffle=sampler is None)
+model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
+if "ddp" in sys.argv:
+    model = DistributedDataParallel(model)
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+for x, y in loader:
+    optimizer.zero_grad()
+    cross_entropy(model(x), y).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(("ddp", "sampler"), []), (("ddp",), [("LOOP008", "warning")]), (("sampler",), [("LOOP008", "error")])],
+)
+def test_a_scan_tells_what_was_forgotten_of_a_distributed_training(given, expected, tmp_path):
+    (tmp_path / "train.py").write_text(FORGOTTEN)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *given]
+    words = ["scan", "--isolated", "--select", "LOOP", "--steps", "6", "--output", "json", "--", *program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gradcheck", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert [(f["code"], f["severity"]) for f in json.loads(done.stdout)["findings"]] == expected, done.stderr
 
 
 ALONE = """

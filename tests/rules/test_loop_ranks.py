@@ -57,6 +57,13 @@ def test_replicas_must_stay_equal(distances, expected):
     assert severities(ranks_disagree, seen(*distances)) == expected
 
 
+@pytest.mark.parametrize(("same", "expected"), [(0, []), (1, []), (2, ["warning"])])
+def test_each_rank_is_to_have_batches_of_its_own(same, expected):
+    m = seen(0.0, 0.0)
+    assert m.ranks is not None
+    assert severities(ranks_disagree, replace(m, ranks=replace(m.ranks, same_batches=same))) == expected
+
+
 def test_a_start_from_different_parameters_is_told_from_a_drift():
     start, drift = only(ranks_disagree, seen(1.4, 1.4)), only(ranks_disagree, seen(0.0, 0.01, 0.02))
     assert "the 2 ranks started from different parameters" in start.message and "1.4 times its norm" in start.message

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gradcheck.workload.device import as_numbers, wide
-from gradcheck.workload.dtensor import local, multiplicity, part_like
+from gradcheck.workload.dtensor import laid_out, local, multiplicity, part_like
 from gradcheck.workload.lockstep import everyone, several
 
 Vector = list[torch.Tensor]  # one tensor for each parameter, or this process's part of it
@@ -23,7 +23,7 @@ def gradients(
     for p in parameters:
         p.grad = None
     of.backward(weights, retain_graph=retain)
-    found = [None if p.grad is None else local(p.grad) for p in parameters]
+    found = [None if p.grad is None else local(laid_out(p.grad, p)) for p in parameters]
     for p in parameters:
         p.grad = None
     return found

@@ -14,7 +14,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.training import Run
 from gradcheck.workload.lockstep import OutOfStep, everyone, now, several
-from gradcheck.workload.sharding import reset, shows_parts
+from gradcheck.workload.sharding import reset
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
@@ -74,7 +74,6 @@ class Check:
     make: Callable[[CheckContext], Any]
     quick: bool = False  # costs next to nothing: made with --fast, too
     whole: bool = False  # asks for all parameters in one process, and no process holds those of a sharded model
-    summed: bool = False  # takes derivatives by all parameters, of which each process has a part
     steps: Callable[[CheckContext], float] = lambda context: 0.0  # training steps that it takes the time of, for the forecast
 
     def seconds(self, context: CheckContext) -> float:
@@ -95,7 +94,7 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
     if sum(dear.values()) > context.deadline - now():
         checks = sorted(checks, key=lambda check: dear[check.need])
     for check in checks:
-        if several() and (check.whole or (check.summed and shows_parts(context.workload.model))):
+        if several() and check.whole:
             done.not_measured.append(NotMeasured(check.need, SHARDED))
             continue
         over = now() + dear[check.need] > context.deadline

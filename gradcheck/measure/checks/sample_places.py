@@ -12,6 +12,8 @@ from torch import nn
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.sample_axis import Culprit, Seen
 from gradcheck.workload.device import wide
+from gradcheck.workload.dtensor import local
+from gradcheck.workload.sharding import as_held
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
 
@@ -70,12 +72,18 @@ def one_for_all(model: nn.Module, before: Any, length: int, dice: Any) -> Culpri
     return seen.culprit
 
 
+def _place(tensor: torch.Tensor) -> int:
+    """In memory; of a parameter that is gathered for the pass, that of the shard which it stands for."""
+    (held,) = as_held([tensor])
+    return local(held).untyped_storage().data_ptr()
+
+
 class _Rows(Seen):
     def __init__(self, model: nn.Module, length: int) -> None:
         super().__init__({id(m): name for name, m in model.named_modules()})
         self.length = length
         tables = (*model.parameters(), *model.buffers())
-        self.tables = {t.untyped_storage().data_ptr() for t in tables if t.dim() >= 2 and max(t.shape[:-1]) >= length}
+        self.tables = {_place(t) for t in tables if t.dim() >= 2 and max(t.shape[:-1]) >= length}
         self.rows: dict[int, tuple[torch.Tensor, Culprit]] = {}
         self.culprit: Culprit | None = None
 
@@ -94,7 +102,7 @@ class _Rows(Seen):
 
     def _is_row(self, table: torch.Tensor, row: torch.Tensor, index: Any) -> bool:
         """Whether numbers of the program choose one row of a table: no tensor does."""
-        known = table.untyped_storage().data_ptr() in self.tables
+        known = _place(table) in self.tables
         single = row.numel() * self.length <= table.numel() and row.shape[-1:] == table.shape[-1:] and row.numel() == row.shape[-1]
         return known and single and not any(True for _ in tensors_in(index))
 
