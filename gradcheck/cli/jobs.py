@@ -151,7 +151,13 @@ def with_scripts(
             scripts = scripts_in(Path(spec.target))
             hint = f"gradcheck scan {scripts[0]}" if scripts else "name the file that trains, or that builds the model"
             raise ConfigError(f"{spec.target} is a folder", hint=hint)
-        named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
+        named: dict[str, Any] = {
+            "--arg": spec.arguments,
+            "--data": spec.data,
+            "--input": spec.inputs,
+            "--loss": spec.loss,
+            "--optimizer": spec.optimizer,
+        }
         notebook = spec.target.endswith(SUFFIX)
         if forced and not (notebook or spec.target.endswith(".py")):
             raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
@@ -168,8 +174,9 @@ def with_scripts(
         if not is_one:
             found.append((spec, settings))
             continue
-        named |= {"--val-data": spec.val_data, "--lr": spec.lr, **(flags or {})}
-        refuse_flags(named, "a notebook" if notebook else "a training script")
+        refuse_flags(
+            named | {"--val-data": spec.val_data, "--lr": spec.lr} | (flags or {}), "a notebook" if notebook else "a training script"
+        )
         if run.steps is not None:  # of the script, not of the probe on its copies
             settings = replace(settings, steps=Settings().steps)
         found.append((replace(run, path=spec.target, kind="notebook" if notebook else "script"), settings))
