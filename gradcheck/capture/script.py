@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gradcheck import interrupts, rank
+from gradcheck import rank
 from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.events import taken_alike
@@ -68,6 +68,7 @@ class Capture:
         return [p for trace in self.recorder.optimizers.values() for group in trace.optimizer.param_groups for p in group["params"]]
 
 
+_TIMERS = {getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name)}
 _REGISTER = atexit.register
 
 
@@ -222,9 +223,7 @@ class _Run:
         finally:
             patches.undo()
             sys.modules["__main__"], sys.stdin = state[0], state[1]
-            for number, handler in state[2].items():
-                with contextlib.suppress(TypeError, ValueError):
-                    signal.signal(number, handler)
+            _put_back(*state[2])
             logging.root.handlers[:], logging.root.level = state[3], state[4]
             os.chdir(self.cwd)
             for name in os.environ.keys() - before.keys():
@@ -293,9 +292,20 @@ def _input() -> Any:
     return io.StringIO()
 
 
-def _handlers() -> dict[int, Any]:
-    """Those of the signals that end gradcheck: a script may install its own while it runs."""
-    return {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+def _handlers() -> tuple[dict[int, Any], set[int]]:
+    """Of all signals, and the timers that run: a script may set its own, and may be ended before it puts them back."""
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}, {
+        timer for timer in _TIMERS if any(signal.getitimer(timer))
+    }
+
+
+def _put_back(handlers: dict[int, Any], timers: set[int]) -> None:
+    for timer in _TIMERS.difference(timers):
+        signal.setitimer(timer, 0)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            with contextlib.suppress(TypeError, ValueError):  # it is none of Python's; another thread than the main one may not
+                signal.signal(number, handler)
 
 
 def _ending(error: BaseException | None, clock: _Clock) -> Ending:

@@ -87,6 +87,13 @@ ENDLESS = {
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
         """,
+    "with an alarm that stays": """
+        import signal
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        spin(600)
+        """,
     "in a thread that is waited for": "import threading; t = threading.Thread(target=spin, args=(600,)); t.start(); t.join()",
     "in a thread that is not waited for": "import threading; threading.Thread(target=spin, args=(600,)).start()",
     "in a coroutine": """
@@ -100,7 +107,8 @@ ENDLESS = {
 
 
 def state() -> tuple[object, ...]:
-    handlers = tuple(signal.getsignal(s) for s in (signal.SIGINT, signal.SIGALRM, signal.SIGVTALRM))
+    handlers = tuple(signal.getsignal(s) for s in (signal.SIGINT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGUSR1))
+    handlers += (signal.getitimer(signal.ITIMER_REAL)[1],)
     return (*handlers, sys.unraisablehook, threading.excepthook, sys.gettrace(), set(threading.enumerate()))
 
 
