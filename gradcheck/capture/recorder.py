@@ -13,25 +13,77 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.forgotten import Forgotten, Remade
 from gradcheck.capture.forward import Forward
-from gradcheck.capture.functional import Functional
-from gradcheck.capture.gradient_changes import GradientChanges
 from gradcheck.capture.leaks import Leaks
+from gradcheck.capture.passes import leaves
 from gradcheck.capture.reads import Reads
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.retained import Retained
 from gradcheck.capture.step_log import StepLog
-from gradcheck.capture.steps import Steps
+from gradcheck.capture.steps import GradientChanges, Steps
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
 from gradcheck.instrument.patches import Patches
 from gradcheck.workload.source_sites import Sites
+
+Transform = Callable[..., Callable[..., Any]]
+
+
+class Functional:
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    def wrappers(self) -> tuple[tuple[str, Callable[[Transform], Transform]], ...]:
+        """The wrappers, by the name of the function of torch.func that each wraps."""
+        return ("grad", lambda original: self._wrapper(original, False)), ("grad_and_value", lambda original: self._wrapper(original, True))
+
+    def _wrapper(self, original: Transform, with_value: bool) -> Transform:
+        def transform(func: Callable[..., Any], argnums: Any = 0, has_aux: bool = False) -> Callable[..., Any]:
+            transformed = original(func, argnums, has_aux)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if self.recording.busy or not isinstance(argnums, int) or not _are_weights(args[argnums : argnums + 1]):
+                    return transformed(*args, **kwargs)
+                taken = self._gradient(func, argnums, has_aux, args, kwargs)
+                if taken is None:
+                    return transformed(*args, **kwargs)
+                gradient, value, aux = taken
+                if with_value:
+                    return gradient, (value, aux) if has_aux else value
+                return (gradient, aux) if has_aux else gradient
+
+            return call
+
+        return transform
+
+    def _gradient(self, func: Callable[..., Any], number: int, has_aux: bool, args: Any, kwargs: Any) -> tuple[Any, Any, Any] | None:
+        """Gradient, value and auxiliary output; None if the value depends on more than these weights."""
+        flat, shape = pytree.tree_flatten(args[number])
+        weights = [t.detach().requires_grad_() for t in flat]
+        given = (*args[:number], pytree.tree_unflatten(weights, shape), *args[number + 1 :])
+        with torch.enable_grad():
+            output = func(*given, **kwargs)
+            value, aux = output if has_aux else (output, None)
+            if not isinstance(value, torch.Tensor) or not leaves(value).keys() <= set(map(id, weights)):
+                return None
+            gradients = torch.autograd.grad(value, weights, materialize_grads=True)
+        aux = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, aux)
+        return pytree.tree_unflatten(list(gradients), shape), value.detach(), aux
+
+
+def _are_weights(value: Any) -> bool:
+    """Whether an argument is a collection of tensors outside of all transforms, and no gradient is to flow through it."""
+    tensors = pytree.tree_leaves(value) if value and isinstance(value[0], (dict, list, tuple)) else []
+    plain = all(isinstance(t, torch.Tensor) and t.is_floating_point() and not t.requires_grad for t in tensors)
+    return bool(tensors) and plain and torch._C._functorch.peek_interpreter_stack() is None
+
 
 _hooks_with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
 _hooks_always_called: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_always_called", {})

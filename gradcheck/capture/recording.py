@@ -13,8 +13,7 @@ from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.root_modules import RootModules
 from gradcheck.capture.tape import Tape
 from gradcheck.instrument.averages import Averages
-from gradcheck.instrument.loop_journal import LoopJournal
-from gradcheck.instrument.modes import Modes
+from gradcheck.instrument.loop_journal import LoopJournal, Modes
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import Sites
 

@@ -1,4 +1,4 @@
-"""Running a training script, unchanged, under a recorder until it has taken enough steps."""
+"""Running a training script, unchanged, under a recorder until it has taken enough steps; or on the batch of a spike, kept before."""
 
 import atexit
 import contextlib
@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck import rank
 from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
-from gradcheck.capture.kept_step import KeptStep
 from gradcheck.capture.mirror import Mirror, keep_checkpoints
 from gradcheck.capture.program import start
 from gradcheck.capture.ranks import note_processes, ranks_kept
@@ -35,9 +37,68 @@ from gradcheck.errors import TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
+from gradcheck.workload.kept_batch import like, load, restore_random
 from gradcheck.workload.lockstep import hidden_shards
 from gradcheck.workload.notebook import code_cells, shell
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of
+
+
+class KeptStep:
+    """Raises TargetError for a file that holds none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.saved = load(path)
+        self.state: dict[str, torch.Tensor] = self.saved["model"]
+        self.batches = 0
+        self.placed = False
+        self._handle: Any = None
+
+    def install(self, patches: Patches) -> None:
+        patches.wrap(_BaseDataLoaderIter, "__next__", self._giving)
+        self._handle = register_module_forward_pre_hook(self._called)
+
+    def _giving(self, original: Any) -> Any:
+        def give(iterator: Any) -> Any:
+            batch = original(iterator)
+            try:
+                batch = like(batch, self.saved["batch"])
+            except ValueError:  # another loader's
+                return batch
+            self.batches += 1
+            return batch
+
+        return give
+
+    @torch.no_grad()
+    def _called(self, module: nn.Module, args: Any) -> None:
+        """Calls come from the outside in: the first that fits is the whole model."""
+        own = module.state_dict() if not self.placed and self.batches else {}
+        if not own or own.keys() != self.state.keys() or any(own[k].shape != self.state[k].shape for k in own):
+            return
+        for name, value in own.items():
+            value.copy_(self.state[name])
+        restore_random(self.saved["random"])
+        self.placed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def check(self, error: BaseException | None) -> None:
+        """Call it when the script is over. Raises TargetError if it did not run on what is kept; the error that ended it comes first."""
+        self._let_go()
+        if error is not None and not (self.batches and self.placed) and isinstance(error, Exception):
+            return
+        if not self.batches:
+            hint = "name the script and the arguments that the file was kept with"
+            raise TargetError(f"no DataLoader of the script gives batches like that of {self.path}", hint=hint)
+        if not self.placed:
+            hint = "build the model with the arguments that the file was kept with"
+            raise TargetError(f"no model of the script has the parameters that {self.path} holds", hint=hint)
+
 
 TAPED = 32  # steps whose computations are kept
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late

@@ -33,7 +33,7 @@ from gradcheck.api import watch
 from gradcheck.capture.spec import LiveCell, ScriptSpec
 from gradcheck.config.settings import load
 from gradcheck.errors import ConfigError, GradcheckError
-from gradcheck.live.frames import frame
+from gradcheck.live.sinks import frame
 from gradcheck.live.watch import Board
 from gradcheck.pipeline import scan_script
 from gradcheck.report.html.fragment import of_frame, of_reports

@@ -1,21 +1,16 @@
 """Following a training that runs by itself. `watch.py` tells the story: hooks see the loop, some of its steps are measured, rules judge.
 
-    cadence       which steps are measured
+    cadence       which steps are measured, how long steps take, and what watching costs
     loop_monitor  what happens in which order: it hears the events of `instrument/loop_hooks`, and asks
-      losses         which backward passes make up a step, and what their values add up to
-      optimizers     whose steps are counted, and which parameters they move
-      gradients      cleared, left over, or changed by hand
-      scaling        the factor of a GradScaler
-      backward_sites which lines of the user's code run backward passes that count
-      models         what must be known of a model before it is watched
-      tapping        puts the taps of a measured step in and out; `taps` are these, `first` reads the first pass, which shows more
-      edges          what goes in and out of compiled layers
-    record        what has been measured so far, as a Measurement; `loop_log` what the loop does, `series` its losses, in bounded memory
-    step_timer    how long steps take, and what watching costs
-    spikes        steps that stand out, traced to batch and tensor; `loss_shares` reads samples, `spike_files` keeps batches
+      losses      which backward passes make up a step, where, what their values add up to; gradients cleared, left over, or changed
+      optimizers  whose steps are counted, which parameters they move, and the factor of a GradScaler
+      models      what must be known of a model before it is watched
+      tapping     puts the taps of a measured step in and out, also around compiled layers, and reads the first pass, which shows more
+    record        what has been measured so far, as a Measurement, in bounded memory; `loop_log` what the loop does
+    spikes        steps that stand out, traced to batch, samples and tensor, and kept
     acting        commands, webhooks and callbacks for findings
     live_judge    judges it, at a bounded cost
-    frames        the numbers that a display shows; `sinks` hands them to trackers of experiments
+    sinks         the numbers that a display shows, handed to trackers of experiments, too
 
 The command `gradcheck watch -- python train.py`:
 

@@ -20,10 +20,10 @@ from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
 from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.instrument.running_code import is_wrapper, variable_of
-from gradcheck.live.frames import frame
 from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
 from gradcheck.live.record_file import RecordFile
+from gradcheck.live.sinks import frame
 from gradcheck.live.watch import Board, watched
 from gradcheck.types.gauges import Frame
 from gradcheck.types.report import Report

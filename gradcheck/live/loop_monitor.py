@@ -23,20 +23,14 @@ from gradcheck.instrument.loop_hooks import ClipKind, LoopHooks, LoopListener
 from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
 from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
-from gradcheck.live.backward_sites import BackwardSites, caller
-from gradcheck.live.cadence import Cadence
-from gradcheck.live.edges import untapped
-from gradcheck.live.first import FirstPass
-from gradcheck.live.gradients import Gradients
-from gradcheck.live.losses import Losses
+from gradcheck.live.cadence import Cadence, StepTimer
+from gradcheck.live.losses import BackwardSites, Gradients, Losses, caller
 from gradcheck.live.merge import Together
 from gradcheck.live.models import compiled_parts, unwrapped
-from gradcheck.live.optimizers import Optimizers
+from gradcheck.live.optimizers import Optimizers, Scaling
 from gradcheck.live.record import CAPTURED, Record
-from gradcheck.live.scaling import Scaling
 from gradcheck.live.spikes import Spikes
-from gradcheck.live.step_timer import StepTimer
-from gradcheck.live.tapping import Tapping
+from gradcheck.live.tapping import FirstPass, Tapping, untapped
 from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
 from gradcheck.workload.ranks import join

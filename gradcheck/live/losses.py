@@ -1,12 +1,72 @@
-"""The losses of a loop: which backward passes make up a step, and what their values add up to."""
+"""The losses of a loop: which backward passes make up a step, at which lines, what their values add up to, and what the
+gradients hold between: cleared, left over, changed by hand.
+"""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from gradcheck.live.gradients import Marks
+from gradcheck.instrument.loop_journal import fills
+from gradcheck.live.optimizers import Optimizers
+from gradcheck.live.record import Record
+from gradcheck.workload.device import in_groups, on_host
+
+FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
+Marks = list[tuple[int, int]]
+
+
+class Gradients:
+    """The gradients of the optimizer whose steps are counted. Values are read in measured steps only, since that waits for the device."""
+
+    def __init__(self, optimizers: Optimizers, record: Record) -> None:
+        self._optimizers, self._record = optimizers, record
+        self._leftover: list[torch.Tensor] = []  # flags of those of the step before that were still there, not read yet
+        self._left: list[tuple[torch.Tensor, torch.Tensor]] = []  # parameters with such flags, after the pass that was measured
+        self._versions: list[int] = []
+
+    def remember(self) -> None:
+        """The pass that is measured is over."""
+        graded = [p for p in self._optimizers.parameters() if p.grad is not None]
+        some = graded[:: max(1, -(-len(graded) // FOLLOWED))]
+        self._left = [(p, fills(p.grad)) for p in some if p.grad is not None]
+
+    def forget(self) -> None:
+        self._left, self._versions = [], []
+
+    def cleared(self) -> bool:
+        """Whether the gradients of the measured pass are gone: it was for another model, say an adversary. Waits for a device once."""
+        now = [fills(p.grad) for p, _ in self._left if p.grad is not None]
+        before, after, self._leftover = in_groups([[flag for _, flag in self._left], now, self._leftover])
+        return any(before) and not any(after)
+
+    def look_for_leftover(self) -> None:
+        """Before the first pass of a step."""
+        some = self._optimizers.parameters()[:FOLLOWED] if self._record.steps else []
+        self._leftover = [fills(p.grad) for p in some if p.grad is not None]
+
+    @property
+    def leftover(self) -> bool:
+        """Whether the gradients of the step before were still there."""
+        return any(on_host(self._leftover))
+
+    def marks(self) -> Marks:
+        """For some gradients: which tensors they are, and how often they were written. Reads no value, so it waits for no device."""
+        return [(id(p.grad), p.grad._version) for p in self._optimizers.parameters()[:FOLLOWED] if p.grad is not None]
+
+    def note_versions(self, measured: bool) -> None:
+        """After a backward pass."""
+        self._versions = self._current_versions() if measured else []
+
+    def edited(self) -> bool:
+        """Whether something wrote to them since the last backward pass."""
+        return bool(self._versions) and self._versions != self._current_versions()
+
+    def _current_versions(self) -> list[int]:
+        return [w.tensor.grad._version for w in self._record.watched if w.tensor.grad is not None]
+
 
 KEPT_LOSSES = 512  # most values on a device that wait to be read
 
@@ -85,3 +145,41 @@ class Losses:
     def clear(self) -> None:
         """The step is over."""
         self.passes, self._gathered, self._carried = [], ([], []), 0
+
+
+@dataclass
+class BackwardSites:
+    """The lines that are known so far."""
+
+    current: Any = None  # of the last backward pass
+    step: set[Any] = field(default_factory=set)  # whose passes make up this step
+    sure: set[Any] = field(default_factory=set)  # whose gradients the optimizer has used
+    void: set[Any] = field(default_factory=set)  # whose gradients came to the model, and were cleared before its step
+    cleared: set[Any] = field(default_factory=set)  # of this step's passes, those whose gradients were cleared again
+
+    def belongs(self, several: bool) -> bool:
+        """Whether a pass that was not measured counts. `several`: optimizers, each with passes of its own."""
+        return self.current in self.sure if several and self.sure else self.current not in self.void
+
+    def discard(self) -> None:
+        """The gradients of this step's passes were cleared."""
+        self.cleared |= self.step
+        self.step.clear()
+
+    def dropped(self) -> bool:
+        """Whether a line ran passes for this step of which some were cleared before it."""
+        return bool(self.cleared & self.step)
+
+    def settle(self) -> None:
+        """The step is over: lines that only ran passes whose gradients were cleared are not part of it."""
+        self.void |= self.cleared - self.step - self.sure
+        self.step.clear()
+        self.cleared.clear()
+
+
+def caller() -> Any:
+    """The line of the user's that runs a backward pass, as something that can be compared."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("gradcheck.", "torch.")):
+        frame = frame.f_back
+    return (id(frame.f_code), frame.f_lasti) if frame is not None else None

@@ -1,23 +1,128 @@
-"""Spikes of a watched run, traced to their batch and tensor at the step at which they happen.
+"""Spikes of a watched run, traced to their batch, samples and tensor as they happen, and kept for `gradcheck scan --replay`.
 
 On the CPU the loss is read before each backward pass, and the norm that a clipping function returns. A device is not waited for: there
 spikes are detected at measured steps, by the norm of the gradients.
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from gradcheck.analysis.curves import SpikeScore
-from gradcheck.instrument.loader_batches import LoaderBatches
-from gradcheck.live.loss_shares import worst_samples
+from gradcheck.instrument.loader_batches import Fetched, LoaderBatches
 from gradcheck.live.record import Record
-from gradcheck.live.spike_files import SpikeFiles
+from gradcheck.report.saved_runs import FOLDER, folder
 from gradcheck.types.gauges import Spike
 from gradcheck.workload.dtensor import is_spread
+from gradcheck.workload.kept_batch import FORMAT, plain, random_states
 from gradcheck.workload.tensors import tensors_in
+
+MOST_BYTES = 2_000_000_000  # of a model: a larger one is left out
+
+
+@dataclass
+class SpikeFiles:
+    """The first `most` spikes of a run go into `folder`. A failure to write harms nothing: `why` gives the reason."""
+
+    folder: Path
+    most: int
+    why: str = ""
+    kept: int = 0
+    _random: dict[str, Any] | None = None
+
+    def remember_random(self) -> None:
+        """The generators as they are when a batch has been fetched, before the model sees it."""
+        if self.kept < self.most:
+            self._random = random_states()
+
+    def keep(self, model: nn.Module, spike: Spike, fetched: Fetched | None) -> str:
+        """Returns the path, "" where nothing is kept."""
+        if self.kept >= self.most or fetched is None:
+            return ""
+        path = self.folder / f"step-{spike.step}.pt"
+        state = model.state_dict()
+        size = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, torch.Tensor))
+        fits = size <= MOST_BYTES and all(isinstance(t, torch.Tensor) and not is_spread(t) for t in state.values())
+        saved = {
+            "gradcheck": FORMAT,
+            "step": spike.step,
+            "value": spike.value,
+            "samples": list(spike.samples),
+            "batch": plain(fetched.batch),
+            "random": self._random or random_states(),
+            "model": dict(state) if fits else None,
+        }
+        try:
+            if self.folder.parent.name == FOLDER.name and not self.folder.parent.exists():
+                folder(self.folder.parent.parent)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(".new")
+            torch.save(saved, new)
+            new.replace(path)
+        except (OSError, RuntimeError) as error:
+            self.why = f"{path}: {error}"
+            return ""
+        self.kept += 1
+        return str(path)
+
+
+NAMED = 3  # samples
+DEPTH = 6  # nodes between the trained loss and torch's own: a division, a product
+
+
+def _nll(node: Any) -> torch.Tensor:
+    target = node._saved_target
+    kept = target != node._saved_ignore_index
+    found = -node._saved_self.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return found.masked_fill(~kept, 0.0)
+
+
+def _pairs(function: Callable[..., torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+    return lambda node: function(node._saved_self, node._saved_target, reduction="none")
+
+
+_LOSSES: dict[str, Callable[[Any], torch.Tensor]] = {
+    "NllLossBackward0": _nll,
+    "NllLoss2DBackward0": _nll,
+    "MseLossBackward0": _pairs(F.mse_loss),
+    "SmoothL1LossBackward0": _pairs(F.smooth_l1_loss),
+    "HuberLossBackward0": _pairs(F.huber_loss),
+    "BinaryCrossEntropyWithLogitsBackward0": _pairs(F.binary_cross_entropy_with_logits),
+    "BinaryCrossEntropyBackward0": _pairs(F.binary_cross_entropy),
+}
+
+
+@torch.no_grad()
+def worst_samples(loss: torch.Tensor, size: int) -> tuple[tuple[int, float], ...]:
+    """Place in the batch and share of the loss, of the samples with the largest. () where it cannot be told cheaply."""
+    node: Any = loss.grad_fn
+    for _ in range(DEPTH):
+        if node is None or node.name() in _LOSSES:
+            break
+        behind = [n for n, _ in node.next_functions if n is not None and n.name() != "torch::autograd::AccumulateGrad"]
+        node = behind[0] if len(behind) == 1 else None
+    if node is None or node.name() not in _LOSSES:
+        return ()
+    try:
+        each = _LOSSES[node.name()](node).detach().float()
+    except (RuntimeError, AttributeError, IndexError):
+        return ()
+    if size < 1 or each.numel() % size or each.numel() == 0:
+        return ()
+    sums = each.reshape(size, -1).sum(1)
+    total = float(sums.sum())
+    if not total > 0 or total == float("inf"):
+        bad = (~sums.isfinite()).nonzero().flatten().tolist()
+        return tuple((i, 1.0 / len(bad)) for i in bad[:NAMED]) if bad else ()
+    top = sums.topk(min(NAMED, size))
+    return tuple((int(i), float(v) / total) for v, i in zip(top.values, top.indices, strict=True))
+
 
 MOST = 100  # most spikes of a run that are recorded
 MOST_SAMPLES = 256  # indices of one of them

@@ -14,7 +14,7 @@ from torch.utils._device import DeviceContext
 from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.loader_batches import digest, shape_of
-from gradcheck.instrument.modes import Modes
+from gradcheck.instrument.loop_journal import Modes
 from gradcheck.instrument.running_code import here
 from gradcheck.live.looks import Looks
 from gradcheck.types.location import Location

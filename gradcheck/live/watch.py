@@ -21,12 +21,12 @@ from gradcheck.errors import ConfigError, TargetError, TrainingStopped
 from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.instrument.traced_optimizer import inner_optimizer
 from gradcheck.live.acting import Actor
+from gradcheck.live.cadence import StepTimer
 from gradcheck.live.live_judge import LiveJudge, at_least
 from gradcheck.live.loop_monitor import LoopMonitor
 from gradcheck.live.record import Record
 from gradcheck.live.sinks import Sink, SinkDispatcher
-from gradcheck.live.spike_files import SpikeFiles
-from gradcheck.live.step_timer import StepTimer
+from gradcheck.live.spikes import SpikeFiles
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
 from gradcheck.types.gauges import LiveFinding, live_findings
 from gradcheck.types.location import Location

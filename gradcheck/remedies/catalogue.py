@@ -7,7 +7,6 @@ from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
 from gradcheck.remedies.loss import (
-    balancing,
     form,
     label_smoothing,
     replacement,
@@ -15,10 +14,10 @@ from gradcheck.remedies.loss import (
     term_weight,
 )
 from gradcheck.remedies.normalization import layers, modes
-from gradcheck.remedies.optimizer import schedule, settings, weight_decay
+from gradcheck.remedies.optimizer import schedule, settings
 from gradcheck.remedies.precision import regions
 from gradcheck.remedies.recurrence import gates
-from gradcheck.remedies.regularization import augmentation, capacity, dropout, overall, penalties
+from gradcheck.remedies.regularization import augmentation, capacity, dropout, penalties
 from gradcheck.remedies.residual import branches
 from gradcheck.remedies.transformer import blocks
 from gradcheck.remedies.wiring import parameters, softmax_axis, zero_derivatives
@@ -35,7 +34,6 @@ MODULES = (
     replacement,
     form,
     term_weight,
-    balancing,
     stability,
     batches,
     weights,
@@ -49,12 +47,10 @@ MODULES = (
     gates,
     settings,
     schedule,
-    weight_decay,
     gradients,
     penalties,
     dropout,
     label_smoothing,
-    overall,
     augmentation,
     capacity,
 )

@@ -12,6 +12,7 @@ from gradcheck.analysis.curves import told
 from gradcheck.analysis.wording import number
 from gradcheck.report import outcomes, trial
 from gradcheck.report.formatting import (
+    GUTTER,
     Color,
     clean,
     collapse,
@@ -21,12 +22,12 @@ from gradcheck.report.formatting import (
     looked,
     measured,
     result,
+    snippet,
     summary,
     tree,
     with_reason,
 )
 from gradcheck.report.rows import unmeasured
-from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import forecast_table, profile_table
 from gradcheck.types.finding import Finding, Severity

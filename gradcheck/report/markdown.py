@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from gradcheck.analysis.wording import number
 from gradcheck.judge.scores import Score, scores
-from gradcheck.report.formatting import clean, collapse, conditions, counted, summary
+from gradcheck.report.formatting import clean, collapse, conditions, counted, snippet, summary
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import Row, explained, numbers, rows
-from gradcheck.report.snippet import snippet
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from gradcheck.remedies.catalogue import apply
-from gradcheck.remedies.loss.balancing import without_balancing
+from gradcheck.remedies.loss.term_weight import without_balancing
 from gradcheck.training.lab import Lab
 from gradcheck.training.paired import training_loss
 from gradcheck.training.pool import WorkerPool

@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradcheck
-from gradcheck.live.cadence import Cadence
-from gradcheck.live.step_timer import StepTimer
+from gradcheck.live.cadence import Cadence, StepTimer
 
 
 class Run:
@@ -22,7 +21,7 @@ class Run:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, bare: float, measured: float, judged: float = 0.0, **options: float) -> None:
         self.now, self.bare, self.measured, self.judged = 0.0, bare, measured, judged
-        monkeypatch.setattr("gradcheck.live.step_timer.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("gradcheck.live.cadence.time.perf_counter", lambda: self.now)
         self.pace = StepTimer()
         self.cadence = Cadence(self.pace, **options)  # type: ignore[arg-type]
         self.steps: list[int] = []

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradcheck
-from gradcheck.live.gauges import Gauges
+from gradcheck.live.instruments import Gauges
 from gradcheck.report.html import render
 from gradcheck.types.gauges import Gauge, Quantity
 from tests.live.loops import mlp, remains

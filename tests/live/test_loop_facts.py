@@ -14,8 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import gradcheck
 from gradcheck.config.settings import Settings
-from gradcheck.instrument.loop_journal import Evaluations
-from gradcheck.instrument.modes import Off
+from gradcheck.instrument.loop_journal import Evaluations, Off
 from gradcheck.judge.judge import judge
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.live.loop_log import MOST_RATES, LoopLog

@@ -6,8 +6,8 @@ import pytest
 
 from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.curves import thirds
-from gradcheck.live.series import MOST, DownsampledSeries, thinned
-from gradcheck.live.step_timer import StepTimer
+from gradcheck.live.cadence import StepTimer
+from gradcheck.live.record import MOST, DownsampledSeries, thinned
 from gradcheck.types.training import UNBINNED, Curve, Run
 
 
@@ -41,7 +41,7 @@ def test_thinning_keeps_both_ends() -> None:
 
 def test_pace_tells_what_measuring_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("gradcheck.live.step_timer.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gradcheck.live.cadence.time.perf_counter", lambda: now[0])
     pace = StepTimer()
     for i in range(101):
         if i == 1:

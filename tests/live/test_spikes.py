@@ -18,7 +18,7 @@ import gradcheck
 from gradcheck.analysis.curves import SpikeScore, told
 from gradcheck.errors import ConfigError, TargetError
 from gradcheck.instrument.loader_batches import LoaderBatches
-from gradcheck.live.loss_shares import worst_samples
+from gradcheck.live.spikes import worst_samples
 from gradcheck.types.gauges import Spike
 from gradcheck.types.report import Report
 from gradcheck.workload.kept_batch import like, load, plain, random_states, restore_random

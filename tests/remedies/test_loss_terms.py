@@ -13,7 +13,7 @@ from gradcheck.config.settings import settings_from
 from gradcheck.loading.objects import from_objects
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.loss.balancing import without_balancing
+from gradcheck.remedies.loss.term_weight import without_balancing
 from gradcheck.trials.candidates import entries
 from gradcheck.trials.yardstick import yardstick_of
 from gradcheck.types.fix import Fix

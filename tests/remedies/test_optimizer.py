@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.optimizer.settings import higher_rate, lower_rate
-from gradcheck.remedies.optimizer.weight_decay import spare_vectors
+from gradcheck.remedies.optimizer.settings import higher_rate, lower_rate, spare_vectors
 from gradcheck.types.finding import Finding
 from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy

@@ -20,7 +20,6 @@ from gradcheck.measure.checks import (
     sequence,
     settings,
     sharpness,
-    terms,
     validation,
 )
 from gradcheck.measure.checks.context import Check, CheckContext, CheckResults, run
@@ -52,9 +51,9 @@ CHECKS: tuple[Check, ...] = (
     Check("precision", "half", float16.measure, steps=lambda c: 2.0 if c.half else 0.0),
     Check("baseline", "baseline", validation.baseline, quick=True),
     Check("embeddings", "embeddings", embeddings.embeddings, steps=lambda c: 0.3),
-    Check("terms", "idle_terms", terms.idle_terms, steps=lambda c: 0.5),
-    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5),
-    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS),
+    Check("terms", "idle_terms", balance.idle_terms, steps=lambda c: 0.5, summed=True),
+    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5, summed=True),
+    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS, summed=True),
 )
 PROBE_IN_WORDS = "the short training and its experiments"
 

@@ -8,10 +8,9 @@ from rich.text import Text
 
 from gradcheck.analysis.wording import number, reason
 from gradcheck.judge.registry import builtin_rules, find_rule
-from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, tree
+from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, counted, snippet, tree
 from gradcheck.report.html.markup import inline, join, name, page_html, tag, text
 from gradcheck.report.html.theme import sign
-from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus
 from gradcheck.types.location import Location
