@@ -51,9 +51,9 @@ CHECKS: tuple[Check, ...] = (
     Check("precision", "half", float16.measure, steps=lambda c: 2.0 if c.half else 0.0),
     Check("baseline", "baseline", validation.baseline, quick=True),
     Check("embeddings", "embeddings", embeddings.embeddings, steps=lambda c: 0.3),
-    Check("terms", "idle_terms", balance.idle_terms, steps=lambda c: 0.5, summed=True),
-    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5, summed=True),
-    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS, summed=True),
+    Check("terms", "idle_terms", balance.idle_terms, steps=lambda c: 0.5),
+    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5),
+    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS),
 )
 PROBE_IN_WORDS = "the short training and its experiments"
 
