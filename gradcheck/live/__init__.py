@@ -19,7 +19,7 @@ The command `gradcheck watch -- python train.py`:
     child       runs it as python would, in a process of its own
     finder      finds its model and optimizer there, and watches them
     record_file the run on disk as it goes; `attach` shows it from another terminal
-    orphan      what a program does when its `gradcheck watch` is killed
+    messages    what passes between them, and what a program does when its `gradcheck watch` is killed
     launched    torchrun: each of its processes is such a child
 
 Several processes that train together:
@@ -27,5 +27,5 @@ Several processes that train together:
     merge            every rank reports what it saw at a measured step, and rank 0 makes one record of it
     ranks            how they meet, so that none waits for another in vain
     rank_statistics  what a rank reports, and how the reports of all are merged
-    replicas         whether parameters that all should share are still equal; `rank_levels` whether their losses are alike
+    replicas         whether parameters that all should share are still equal, and whether their losses are alike
 """

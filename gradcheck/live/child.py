@@ -24,7 +24,7 @@ def main() -> None:
     """Exits as the program does."""
     order = received()
     from gradcheck.live.finder import Finder
-    from gradcheck.live.orphan import Orphan
+    from gradcheck.live.messages import Orphan
 
     orphan = Orphan(order)
     with speaking(order) as pipe:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.config.settings import EVERY
-from gradcheck.live.rank_levels import RankLevels
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
 from gradcheck.live.record import Record
-from gradcheck.live.replicas import replicated, wrapper_of
+from gradcheck.live.replicas import RankLevels, replicated, wrapper_of
 from gradcheck.measure.parameters import StepWatch
 from gradcheck.types.gauges import RankFacts, RankLoss, RankStep
 from gradcheck.types.measurement import NotMeasured

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.live.rank_levels import RankLevels
+from gradcheck.live.replicas import RankLevels
 from gradcheck.rules.loop.ranks_disagree import ranks_disagree
 from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
 from gradcheck.types.measurement import Measurement, NotMeasured
