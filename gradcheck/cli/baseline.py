@@ -70,7 +70,7 @@ def prune(runs: Runs = None, file: BaselineFile = None, config: Config = None, i
     with exits():
         from gradcheck.cli.gate import Known, compare_all
         from gradcheck.judge.baseline import pruned
-        from gradcheck.judge.finding_key import target_name
+        from gradcheck.judge.consensus import target_name
         from gradcheck.report.baseline_file import read, write
 
         settings = settings_of(config, isolated)

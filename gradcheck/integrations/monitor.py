@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.config.settings import EVERY, OVERHEAD, Settings
 from gradcheck.errors import GradcheckError
-from gradcheck.judge.finding_key import key
+from gradcheck.judge.consensus import key
 from gradcheck.live.cadence import EARLY
 from gradcheck.live.live_judge import at_least
 from gradcheck.live.sinks import Sink

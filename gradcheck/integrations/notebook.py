@@ -36,7 +36,7 @@ from gradcheck.errors import ConfigError, GradcheckError
 from gradcheck.live.sinks import frame
 from gradcheck.live.watch import Board
 from gradcheck.pipeline import scan_script
-from gradcheck.report.html.fragment import of_frame, of_reports
+from gradcheck.report.html.page import of_frame, of_reports
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import named_by, record_sites
 

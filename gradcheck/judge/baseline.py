@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradcheck.judge.consensus import excess
-from gradcheck.judge.finding_key import key, target_name, telling
+from gradcheck.judge.consensus import excess, key, target_name, telling
 from gradcheck.judge.gate_rules import stale_baseline, with_findings
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
 from gradcheck.types.location import Location

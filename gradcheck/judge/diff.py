@@ -10,8 +10,7 @@ from typing import Literal
 
 from gradcheck.analysis.statistics import STATS, values
 from gradcheck.judge.baseline import DECIDED
-from gradcheck.judge.consensus import excess
-from gradcheck.judge.finding_key import key, target_name, telling
+from gradcheck.judge.consensus import excess, key, target_name, telling
 from gradcheck.judge.scores import scores
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.report import Coverage, Report

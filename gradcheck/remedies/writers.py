@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradcheck.remedies.activation import write_activation
+from gradcheck.remedies.activation import hidden
 from gradcheck.remedies.clipping import gradients
 from gradcheck.remedies.data import write_batches
 from gradcheck.remedies.editing.context import Writer
@@ -16,7 +16,7 @@ from gradcheck.remedies.loop import (
     write_steps,
     write_targets,
 )
-from gradcheck.remedies.loss import write_loss, write_stability
+from gradcheck.remedies.loss import stability, write_loss
 from gradcheck.remedies.normalization import layers
 from gradcheck.remedies.optimizer import schedule, write_settings
 from gradcheck.remedies.precision import regions
@@ -38,12 +38,12 @@ MODULES = (
     zero_derivatives,
     regions,
     write_loss,
-    write_stability,
+    stability,
     write_batches,
     write_weights,
     write_values,
     lsuv,
-    write_activation,
+    hidden,
     layers,
     blocks,
     write_branches,

@@ -7,9 +7,8 @@ from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.judge.select import chosen
 from gradcheck.remedies.definition import changes_loss
-from gradcheck.repair.own_losses import Standing
 from gradcheck.repair.rescan import changes, looked_at, severities, worsened
-from gradcheck.repair.script_run import LOOP_ALONE, ScriptRun, loops_judged, run_script, standing
+from gradcheck.repair.script_run import LOOP_ALONE, ScriptRun, Standing, loops_judged, run_script, standing
 from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 

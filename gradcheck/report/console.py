@@ -18,6 +18,7 @@ from gradcheck.report.formatting import (
     collapse,
     conditions,
     counted,
+    gradient_over_depth,
     guesses,
     looked,
     measured,
@@ -28,7 +29,6 @@ from gradcheck.report.formatting import (
     with_reason,
 )
 from gradcheck.report.rows import unmeasured
-from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import forecast_table, profile_table
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.location import Location

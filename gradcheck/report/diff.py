@@ -12,8 +12,7 @@ from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.analysis.wording import number
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
 from gradcheck.report.formatting import clean, looked
-from gradcheck.report.html.markup import join, tag
-from gradcheck.report.html.theme import variables
+from gradcheck.report.html.markup import join, tag, variables
 from gradcheck.report.markdown import MARKER, code, escape
 from gradcheck.saved_run import as_plain
 from gradcheck.types.finding import Evidence

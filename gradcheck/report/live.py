@@ -9,8 +9,7 @@ from rich.text import Text
 
 from gradcheck.analysis.wording import number, percent
 from gradcheck.report.console import STYLES
-from gradcheck.report.formatting import clean
-from gradcheck.report.spark import BLOCKS, evenly, spark
+from gradcheck.report.formatting import BLOCKS, clean, evenly, spark
 from gradcheck.types.gauges import Frame, LiveFinding
 
 WIDTH = 24

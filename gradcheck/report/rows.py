@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradcheck.judge.finding_key import fingerprint, key, seen_from
+from gradcheck.judge.consensus import fingerprint, key, seen_from
 from gradcheck.judge.looks import in_words
 from gradcheck.report.formatting import clean, looked, measured, tree
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import clean, counted
+from gradcheck.report.formatting import BLOCKS, clean, counted, evenly
 from gradcheck.report.outcomes import ADDED, REMOVED, Labelled, Line
-from gradcheck.report.spark import BLOCKS, evenly
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, TrialResult
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from gradcheck.judge.diff import diff
 from gradcheck.report import diff as diff_text
 from gradcheck.report.diff import page as diff_page
-from gradcheck.report.html.fragment import of_frame
+from gradcheck.report.html.page import of_frame
 from gradcheck.report.live import board, finding_line, plain_line
 from gradcheck.report.outputs import FORMATS, Output, View, write_outputs
 from gradcheck.types.gauges import Frame, LiveFinding, LiveLayer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.judge.finding_key import fingerprint, key, layer_pattern, target_name
+from gradcheck.judge.consensus import fingerprint, key, layer_pattern, target_name
 from gradcheck.types.finding import Finding
 from tests.literals import location
 

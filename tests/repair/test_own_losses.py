@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gradcheck.repair.own_losses import Losses, alone, compare
+from gradcheck.repair.script_run import Losses, alone, compare
 
 
 def course(start: float, end: float, *, noise: float = 0.02, seed: int = 0, steps: int = 200) -> Losses:

@@ -16,6 +16,6 @@ def render(reports: Sequence[Report], view: View | None = None) -> str:
 
 def shown(what: Sequence[Report] | TrialResult) -> str:
     """Reports or the result of a trial as a notebook shows them: a part of a page, with styles of its own."""
-    from gradcheck.report.html.fragment import of_reports, of_trial
+    from gradcheck.report.html.page import of_reports, of_trial
 
     return of_reports(what) if isinstance(what, Sequence) else of_trial(what)

@@ -13,8 +13,7 @@ from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path
-from gradcheck.report.html.markup import coordinate, join, tag
-from gradcheck.report.html.theme import SIGNS
+from gradcheck.report.html.markup import SIGNS, coordinate, join, tag
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer, Snapshot
 from gradcheck.types.measurement import Measurement

@@ -9,8 +9,7 @@ from rich.text import Text
 from gradcheck.analysis.wording import number, reason
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, counted, snippet, tree
-from gradcheck.report.html.markup import inline, join, name, page_html, tag, text
-from gradcheck.report.html.theme import sign
+from gradcheck.report.html.markup import inline, join, name, page_html, sign, tag, text
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus
 from gradcheck.types.location import Location

@@ -7,12 +7,10 @@ from itertools import chain, pairwise
 from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import clean
+from gradcheck.report.formatting import clean, evenly
 from gradcheck.report.html.axes import SUPERSCRIPTS, crossing
 from gradcheck.report.html.depth import Number, gradient, marks, output, updates, zeros
-from gradcheck.report.html.markup import coordinate, join, name, tag, text
-from gradcheck.report.html.theme import SIGNS
-from gradcheck.report.spark import evenly
+from gradcheck.report.html.markup import SIGNS, coordinate, join, name, tag, text
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer, Snapshot, TensorStats
 from gradcheck.types.measurement import Measurement

@@ -7,8 +7,7 @@ from markupsafe import Markup
 from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.formatting import clean, counted, guesses, layer_count, scaled
-from gradcheck.report.html.markup import Child, inline, join, tag
-from gradcheck.report.html.theme import sign
+from gradcheck.report.html.markup import Child, inline, join, sign, tag
 from gradcheck.report.rows import unmeasured
 from gradcheck.types.finding import RuleState, RuleStatus
 from gradcheck.types.measurement import Measurement

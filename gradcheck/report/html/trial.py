@@ -10,8 +10,7 @@ from gradcheck.report.formatting import counted
 from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
 from gradcheck.report.html.findings import diff
-from gradcheck.report.html.markup import coordinate, inline, join, tag
-from gradcheck.report.html.theme import sign
+from gradcheck.report.html.markup import coordinate, inline, join, sign, tag
 from gradcheck.types.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult
 
 MOST_CURVES = len(HUES)

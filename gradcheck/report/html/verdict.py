@@ -8,8 +8,7 @@ from markupsafe import Markup
 from gradcheck.judge.scores import BANDS, UNSCORED, Score, scores
 from gradcheck.report.formatting import conditions, counted, guesses, looked, summary, tree
 from gradcheck.report.html.findings import diff
-from gradcheck.report.html.markup import inline, join, tag
-from gradcheck.report.html.theme import SIGNS, sign
+from gradcheck.report.html.markup import SIGNS, inline, join, sign, tag
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from gradcheck.report.html.markup import DARK, LIGHT, READ, SEEN, variables
 from gradcheck.report.html.page import asset
-from gradcheck.report.html.theme import DARK, LIGHT, READ, SEEN, variables
 
 AA_TEXT, AA_GRAPHICS = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
 
