@@ -52,7 +52,8 @@ class FirstPass:
         workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
         value = float(loss) if loss is not None else math.nan
         try:
-            record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value)
+            elsewhere = self.optimizers.elsewhere
+            record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value, elsewhere)
         except Exception as error:  # the loop is the user's: it may contain anything
             why = "what the first step showed could not be read"
             record.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach", "losses")]

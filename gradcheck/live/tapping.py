@@ -62,7 +62,7 @@ class Tapping:
         if self._taps is not None:
             self._taps.stop()
             self._taps.release()
-            self._taps = None
+            self._taps = self._taps if self._taps._active else None  # inside a call that went through its mode: taken out later
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Enters a call of a module that began before the hooks were there."""
