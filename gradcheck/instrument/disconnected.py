@@ -1,6 +1,6 @@
 """Parameters that no gradient reaches, and trainable tensors that the model does not list."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -81,18 +81,26 @@ def hidden(
     batch: Any,
     optimized: set[int],  # id of every tensor in the optimizer's groups
     sites: Mapping[int, Location],
+    elsewhere: Callable[[], Iterable[int]] = tuple,
 ) -> tuple[HiddenTensor, ...]:
-    """Trainable tensors behind the loss that `model.parameters()` does not list."""
+    """Trainable tensors behind the loss that `model.parameters()` does not list. `elsewhere`: ids of what other optimizers of the process
+    hold, which are not missing, nor are copies of the model that a step makes and trains by hand.
+    """
     listed = {id(p) for p in model.parameters()} | {id(t) for t in tensors_in(batch)}
     places = dict(_attributes(model))
     owners = {id(p): (name, m) for m in ran for name, p in m.named_parameters()}
     candidates = {id(t): t for t in leaves if id(t) not in listed}
     candidates |= {id(p): p for m in ran for p in m.parameters() if p.requires_grad and id(p) not in listed}
+    for key in elsewhere() if candidates else ():
+        candidates.pop(key, None)
+    own = [p for p in model.parameters() if p.numel() > 1] if candidates else []
     result = []
     for key, tensor in candidates.items():
         name, owner, holder, item = places.get(key, ("", None, None, None))
         if not name and key in owners:
             local, owner = owners[key]
+            if any(_is_copy(p, own) for p in owner.parameters()):
+                continue
             name = f"{type(owner).__name__}.{local}"
         if not name and not isinstance(tensor, nn.Parameter):
             continue  # made again in each pass, like an initial state
@@ -100,6 +108,12 @@ def hidden(
         site = sites.get(id(item)) or sites.get(id(owner)) or sites.get(id(holder))
         result.append(HiddenTensor(name, kind, tuple(tensor.shape), site, key in optimized))
     return tuple(result)
+
+
+def _is_copy(parameter: torch.Tensor, listed: Iterable[torch.Tensor]) -> bool:
+    """Whether it holds the numbers of one that is listed. Gains and biases do, too, as long as they have not been trained."""
+    same = (p for p in listed if p.shape == parameter.shape and p.device == parameter.device and p.dtype == parameter.dtype)
+    return any(torch.equal(p, parameter) and bool((p != p.flatten()[0]).any()) for p in same)
 
 
 Place = tuple[str, nn.Module | None, nn.Module | None]  # expression, hidden module that holds it, the one kept in the attribute

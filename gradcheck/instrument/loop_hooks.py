@@ -95,6 +95,7 @@ class LoopListener:
 
 
 _Function = Callable[..., Any]
+TIMED = 17  # of so many steps listeners are timed in one, for all of them: reading the clock is a large part of what they take
 _CLIPS: dict[str, tuple[ClipKind, str]] = {"clip_grad_norm_": ("norm", "max_norm"), "clip_grad_value_": ("value", "clip_value")}
 
 
@@ -113,7 +114,7 @@ class LoopHooks:
         self._stepping: list[Optimizer] = []  # a step may run that of another optimizer, or that of its base class
         self.failure: Exception | None = None  # of gradcheck's own code: nothing is reported from then on
         self.timed = False  # whether the clock is read
-        self.seconds = 0.0  # that listeners took meanwhile, since `forget`
+        self.seconds = 0.0  # that listeners took, since `listen`
         self._began = 0.0
 
     def install(self) -> None:
@@ -178,12 +179,15 @@ class LoopHooks:
             self.seconds += time.perf_counter() - self._began
 
     def listen(self, timed: bool) -> None:
-        """Whether to time listeners from now on. What they have taken so far, this call included, is accounted for elsewhere."""
+        """Whether to time listeners from now on, from zero."""
         self.timed, self.seconds, self._began = timed, 0.0, time.perf_counter()
 
-    def taken(self, now: float) -> float:
-        """Seconds, the listener that asks at this time included."""
-        return self.seconds + now - self._began
+    def sampled(self, step: int, now: float) -> float:
+        """Seconds that listeners have taken in TIMED steps, at the end of the one of them that was timed; 0 at that of the others."""
+        taken = TIMED * (self.seconds + now - self._began) if self.timed else 0.0
+        if self.timed or not step % TIMED:
+            self.listen(not self.timed)
+        return taken
 
     def _telling_of(self, event: str, *, before: bool = False) -> Callable[[_Function], _Function]:
         """A wrapper around a method that reports its object."""

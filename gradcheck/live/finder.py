@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
 from gradcheck.instrument.loader_batches import LoaderBatches
-from gradcheck.instrument.running_code import is_wrapper, variable_of
+from gradcheck.instrument.running_code import is_program, variable_of
 from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
 from gradcheck.live.record_file import RecordFile
@@ -90,7 +90,7 @@ class Finder:
         self.board = board.start()
         self.file.shown = self.file.shown and board.leads
         self.file.show(None)
-        if module is not None:
+        if module is not None and not _is_shell(module):
             board.enter(module, args)
         others = [type(o).__name__ for o in living_optimizers() if o is not optimizer]
         send(self.pipe, "found", optimizer=type(optimizer).__name__, parameters=sum(p.numel() for p in model.parameters()), others=others)
@@ -102,7 +102,7 @@ class Finder:
     def _model(self, optimizer: Optimizer, called: nn.Module | None) -> nn.Module | None:
         """The outermost modules that hold the optimizer's parameters; several are joined into one."""
         held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-        modules = [m for m in (*self.sites.modules(), called) if m is not None and not is_wrapper(m)]
+        modules = [m for m in (*self.sites.modules(), called) if m is not None and not _is_shell(m)]
         inner = {id(c) for m in modules for c in m._modules.values() if c is not None}
         roots = {id(m): m for m in modules if id(m) not in inner and any(id(p) in held for p in m.parameters())}
         found = list(roots.values())
@@ -162,3 +162,8 @@ class Finder:
         place = location_of_traceback(error.__traceback__) if error is not None else None
         failed = f"{type(failure).__name__}: {failure}" if failure is not None else ""
         send(self.pipe, "end", seen=seen, stopped=stopped, failure=failed, unsaved=self.file.why, place=str(place or ""))
+
+
+def _is_shell(module: nn.Module) -> bool:
+    """Whether it stands for the program, and its parts for the model."""
+    return is_program(module) and not any(p is not None for p in module._parameters.values())

@@ -36,7 +36,6 @@ from gradcheck.measure.parameters import StepWatch
 from gradcheck.workload.ranks import join
 
 MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps only
-TIMED = 17  # of so many steps the hooks are timed in one, for all of them: reading the clock is a large part of what they take
 OWN = 3.0  # what hooks take over what their listeners do (paired blocks on a busy machine: 30 and 9 microseconds, with a loader 36 and 12)
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
 
@@ -137,17 +136,14 @@ class LoopMonitor(LoopListener):
         self.tapping.arm(self.measures)
         for event in MEASURED_ONLY:
             self.hooks.hear(event, self, self.measures)
-        if self.retained.over:
-            self.hooks.hear("before_backward", self.retained, False)
+        self.hooks.hear("before_backward", self.retained, not self.retained.over)
 
     # ---------------------------------------------------------------- backward
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
         if self._plain and len(losses) == 1 and self.scaling.loss is None and not losses[0].dim():
             self.losses.running, self.losses.value = loss, value = losses[0], losses[0].item() if losses[0].is_cpu else None
-            self.spikes.batches.begin_backward()
-            if value is not None:
-                self.spikes.judge(value, loss)
+            self.spikes.judge(value, loss)
             return
         self.losses.begin(losses, self.scaling.loss)
         if len(losses) == 1:
@@ -308,7 +304,7 @@ class LoopMonitor(LoopListener):
             self.pace.resume()
         self.cadence.note(self.step - 1)
         self._next()
-        self.hooks.listen(False)
+        self.hooks.listen(False)  # its time is accounted for elsewhere
 
     def _count(self) -> None:
         """A step that was not measured is over."""
@@ -319,11 +315,7 @@ class LoopMonitor(LoopListener):
             self._clear()
         self.record.steps = step = self.record.steps + 1
         self.pace.step(False)
-        if self.hooks.timed:
-            self.pace.own += OWN * TIMED * self.hooks.taken(self.pace.now)
-            self.hooks.listen(False)
-        elif not step % TIMED:
-            self.hooks.listen(True)
+        self.pace.own += OWN * self.hooks.sampled(step, self.pace.now)
         self.cadence.look(step)
         if self.cadence.wanted or self.record.bad_losses == 1:
             self._next()

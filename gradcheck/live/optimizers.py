@@ -36,7 +36,8 @@ class Optimizers:
         self.main: Optimizer | None = None
         self.traces: dict[int, TracedOptimizer] = {}  # by id: what is known of the main one
         self._new: dict[int, tuple[weakref.ref[Optimizer], Location | None]] = {}  # made, and where; they have not stepped yet
-        self._seen: dict[int, Optimizer] = {}  # that stepped
+        self._seen: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()  # that stepped, and live
+        self.several = False  # optimizers have stepped
         self._strangers: set[int] = set()  # ids of tensors that no optimizer holds
         if main is not None:
             self._choose(main)
@@ -44,10 +45,6 @@ class Optimizers:
     def _choose(self, optimizer: Optimizer) -> None:
         self.main = optimizer
         self.record.traced = self.traces[id(optimizer)] = TracedOptimizer(optimizer, site=self._made_at(optimizer))
-
-    @property
-    def several(self) -> bool:
-        return len(self._seen) > 1
 
     @property
     def known(self) -> Optimizer:
@@ -92,6 +89,12 @@ class Optimizers:
             self.main, self.traces = optimizer, {id(optimizer): own}
         self._new.pop(id(optimizer), None)
         self._seen[id(optimizer)] = optimizer
+        self.several |= len(self._seen) > 1
+
+    def elsewhere(self) -> set[int]:
+        """Ids of what other optimizers of the process hold."""
+        others = [o for o in living_optimizers() if o is not self.main] if self.main is not None else []
+        return {id(p) for o in others for g in o.param_groups for p in g["params"]}
 
     def is_known(self, optimizer: Optimizer) -> bool:
         """Whether it is the main one, and has stepped before."""

@@ -149,13 +149,12 @@ class Spikes:
 
     def look(self, loss: torch.Tensor | None, graph: torch.Tensor) -> None:
         """`loss`: without a scaler's factor; `graph`: what the backward pass is called on."""
-        self.batches.begin_backward()
-        if loss is not None and loss.is_cpu and not loss.dim():
-            self.judge(loss.item(), graph)
+        self.judge(loss.item() if loss is not None and loss.is_cpu and not loss.dim() else None, graph)
 
-    def judge(self, value: float, graph: torch.Tensor) -> None:
-        """The value of a loss."""
-        if not self.record.several and self._losses.stands_out(value):
+    def judge(self, value: float | None, graph: torch.Tensor) -> None:
+        """`value`: of the loss, where it may be read."""
+        self.batches.begin_backward()
+        if value is not None and not self.record.several and self._losses.stands_out(value):
             self.jumped = True
             self.pending = self._of("loss", value, self._losses.level, graph)
 

@@ -63,7 +63,8 @@ class FirstPass:
         workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
         value = float(loss) if loss is not None else math.nan
         try:
-            record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value)
+            elsewhere = self.optimizers.elsewhere
+            record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value, elsewhere)
         except Exception as error:  # the loop is the user's: it may contain anything
             why = "what the first step showed could not be read"
             record.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach", "losses")]
@@ -202,7 +203,7 @@ class Tapping:
         if self._taps is not None:
             self._taps.stop()
             self._taps.release()
-            self._taps = None
+            self._taps = self._taps if self._taps._active else None  # inside a call that went through its mode: taken out later
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Enters a call of a module that began before the hooks were there."""

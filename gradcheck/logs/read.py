@@ -10,7 +10,7 @@ from gradcheck.logs.table import Table, facts
 from gradcheck.types.training import LogFacts
 
 _EVENTS = "*tfevents*"
-_TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".log")
+_TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".log", ".out")
 
 
 def is_log(path: Path) -> bool:

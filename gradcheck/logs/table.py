@@ -17,6 +17,7 @@ STEPS = ("step", "global_step", "_step", "iteration", "iter", "trainer_global_st
 _TRAINING = ("train", "training", "tr")
 _EVALUATION = ("eval", "evaluation", "val", "valid", "validation", "test", "dev")
 _PARTS = ("actor", "critic", "policy", "value", "q", "d", "g", "discriminator", "generator")  # of a game: one alone need not fall
+_FACTORS = ("scale", "scaler", "weight")  # what a loss is multiplied by
 _WHOLE = ("total", "mean", "avg", "average", "overall", "sum", "joint")  # of several losses
 # Names of columns in lower case, with "_" for all that is no letter or digit; the first one that a log has counts.
 NAMES: Mapping[Role, tuple[str, ...]] = {
@@ -61,15 +62,29 @@ class Table:
             self.columns.setdefault(name, []).append((step, number))
 
     def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows of one moment each. Their step is a column of that meaning, else their number."""
-        for index, row in enumerate(rows):
-            flat = dict(_flat(row))
-            known = {plain(name): name for name in flat}
-            key = next((known[s] for s in map(plain, STEPS) if s in known and as_number(flat[known[s]]) is not None), None)
-            step = as_number(flat[key]) if key is not None else None
-            for name, value in flat.items():
+        """Rows of one moment each. Their step is a column of that meaning, which goes on where an epoch begins; else their number."""
+        flat = [dict(_flat(row)) for row in rows]
+        known = [{plain(name): name for name in row} for row in flat]
+        keys = [next((k[s] for s in map(plain, STEPS) if s in k and _is_step(r[k[s]])), None) for r, k in zip(flat, known, strict=True)]
+        epochs = [(r[key], *r.keys()) for r, k, key in zip(flat, known, keys, strict=True) if key is not None and key == k.get("epoch")]
+        several = 2 * len(set(epochs)) < len(epochs)  # rows in an epoch, which is no step then
+        done, last, epoch = 0.0, -math.inf, math.inf  # steps of the epochs before, and the row before
+        for index, (row, names, key) in enumerate(zip(flat, known, keys, strict=True)):
+            step = float(index)
+            if key is not None and not (several and key == names.get("epoch")):
+                step = float(row[key])
+                if key != names.get("epoch"):
+                    now = as_number(row.get(names.get("epoch", ""))) or -math.inf
+                    done += last if step <= last and now > epoch else 0.0
+                    last, epoch = step, now
+            for name, value in row.items():
                 if name != key:
-                    self.add(name, float(index) if step is None or not math.isfinite(step) else step, value)
+                    self.add(name, done + step, value)
+
+
+def _is_step(value: Any) -> bool:
+    number = as_number(value)
+    return number is not None and math.isfinite(number)
 
 
 def plain(name: str) -> str:
@@ -100,6 +115,8 @@ def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -
         chosen = {role: _column(table, role, columns.get(role), kind) for role in ROLES}
         if chosen["loss"] is not None or chosen["evaluation"] is not None:
             break
+    if chosen["loss"] is None and "evaluation" not in columns:
+        chosen |= _in_parts(table)
     used = {c.name for c in chosen.values() if c is not None}
     others = tuple(name for name in table.columns if name not in used)
     if chosen["loss"] is None and chosen["evaluation"] is None:
@@ -125,11 +142,29 @@ def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
         return next((known[n] for n in words if n.startswith(("lr_", "train_lr_"))), None)
     if role == "norm":
         return None
-    losses = [n for n, w in words.items() if kind in w and any(x in _EVALUATION for x in w) == (role == "evaluation")]
+    kinds = {n: w for n, w in words.items() if kind in w and w[-1] not in _FACTORS}
+    losses = [n for n, w in kinds.items() if any(x in _EVALUATION for x in w) == (role == "evaluation")]
     if role == "evaluation":  # of several sets the first
         return known[losses[0]] if losses else None
     whole = [n for n in losses if any(x in _WHOLE for x in words[n])] or losses
     return known[whole[0]] if len(whole) == 1 and not any(x in _PARTS for x in words[whole[0]]) else None
+
+
+def _in_parts(table: Table) -> dict[Role, Curve]:
+    """Where only the parts of a loss are logged, of the training and of an evaluation: what they add up to."""
+    known = {plain(name): name for name in table.columns}
+    for t, e in ((t, e) for t in _TRAINING for e in _EVALUATION):
+        parts = [n.removeprefix(f"{t}_") for n in known if n.startswith(f"{t}_") and "loss" in n.split("_")]
+        parts = [p for p in parts if f"{e}_{p}" in known and not any(x in _PARTS for x in p.split("_"))]
+        if len(parts) > 1:
+            return {"loss": _sum(table, [known[f"{t}_{p}"] for p in parts]), "evaluation": _sum(table, [known[f"{e}_{p}"] for p in parts])}
+    return {}
+
+
+def _sum(table: Table, names: list[str]) -> Curve:
+    columns = [dict(table.columns[name]) for name in names]
+    points = [(step, sum(c[step] for c in columns)) for step in columns[0] if all(step in c for c in columns)]
+    return _curve(" + ".join(n.strip() for n in names), points)
 
 
 def _curve(name: str, points: list[tuple[float, float]]) -> Curve:

@@ -3,15 +3,23 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gradcheck.errors import ConfigError
-from gradcheck.logs.table import Table
+from gradcheck.logs.table import STEPS, Table, plain
 
 TRANSFORMERS = "trainer_state.json of Transformers"
 LIGHTNING = "metrics.csv of Lightning"
+# A name of one word or several, and its number: `step:  1  loss:  8.22`, `iter 0: loss 10.9, took 3ms`, `Step [100/600]`, `'loss': '2.3'`.
+_NAMED = re.compile(
+    r"""([A-Za-z_][\w/.-]*(?:[ ][A-Za-z_][\w/.-]*){0,2})['"]?\s*[:=]?\s*[\['"]?\s*"""
+    r"""([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan)(?![\w.]|:\d)"""
+)
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+FEWEST = 2  # lines with a loss that make the output of a program a log
 
 
 def read(path: Path) -> Table:
@@ -26,7 +34,19 @@ def read(path: Path) -> Table:
     if lines and lines[0].lstrip().startswith("{"):
         found = [row for line in lines if isinstance(row := _whole(line), dict)]  # the last line may be cut off
         return _records("JSON lines", found, path)
-    return _csv(text, path)
+    said = list(_said(lines))
+    return _records("the output of a program", said, path) if len(said) >= FEWEST else _csv(text, path)
+
+
+def _said(lines: list[str]) -> Iterator[dict[str, str]]:
+    """What lines of a program's output that name a loss say in numbers."""
+    for line in lines:
+        row = {}
+        for name, value in _NAMED.findall(_COLOURS.sub("", line)) if "loss" in line.lower() else ():
+            last = name.split()[-1]
+            row[last if plain(last) in STEPS else name] = value.replace(",", "")
+        if any("loss" in plain(name).split("_") for name in row):
+            yield row
 
 
 def _whole(text: str) -> Any:

@@ -1,7 +1,7 @@
 """What the first step shows: loss calls and their chance level, softmaxes, cuts, hidden tensors. Read while the graph exists."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,8 +86,11 @@ def read(
     workload: Workload,
     sites: Mapping[str, Location | None],
     loss: float,
+    elsewhere: Callable[[], Iterable[int]] = tuple,
 ) -> FirstStep:
-    """Call it after the backward pass of the first step, before the optimizer's. Marks the parameters that the loss reaches."""
+    """Call it after the backward pass of the first step, before the optimizer's. Marks the parameters that the loss reaches. `elsewhere`:
+    ids of what other optimizers of the process hold.
+    """
     leaves = graph.leaves() if graph is not None else []
     reached = {id(t) for t in leaves}
     for w in watched:
@@ -111,7 +114,7 @@ def read(
         entering=taps.entrances.read(),
         cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, copy.model, sites)),
-        hidden=disconnected.hidden(copy.model, leaves, taps.hidden.values(), batch, optimized, copy.sites),
+        hidden=disconnected.hidden(copy.model, leaves, taps.hidden.values(), batch, optimized, copy.sites, elsewhere),
         first_kind=first,
     )
     _targets(said, taps, workload, loss)

@@ -2,7 +2,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from gradcheck.analysis.curves import ENDS, ends, lowest, noise
+from gradcheck.analysis.curves import ENDS, ends, level_error, lowest, noise
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
@@ -44,8 +44,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     ln(2) of binary cross entropy.
 
     ## Limits and their sources
-    `fall` (2 % of the first level) and `noise` (3 standard errors of a level): a warning when the fall stays below both; and when it stays
-    below `fall`, and below `still` (0.1 %) after the first fifth of the curve, however smooth that is. `guessing` (0.2 %): a warning
+    `fall` (2 % of the first level): a warning when the fall stays below it and, after the first fifth of the curve, below `still` (0.1 %)
+    or `noise` (3 standard errors of a level). `guessing` (0.2 %): a warning
     when more than half of eight or more values, and the median of the second half, lie that near to ln(k), with k of 2 to 10. `late`
     (2 % of the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are
     otherwise not judged, nor are watched runs of fewer than `steps` (500).
@@ -97,7 +97,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     first, best = ends(curve.values)[0], lowest(curve)[1]
     fall, error = first - best, noise(curve.values) / math.sqrt(ENDS * len(curve.values))
     rest = curve.values[len(curve.values) // 5 :]
-    stays = fall <= limits["noise"] * error or ends(rest)[0] - min(ends(rest)[0], best) < limits["still"] * abs(first)
+    then, last = ends(rest)
+    stays = then - min(then, best) < limits["still"] * abs(first) or then - last < limits["noise"] * level_error(rest)
     if fall < limits["fall"] * abs(first) and stays:
         message = (
             f"the loss ({curve.name}) does not fall: it begins at {number(first)}, and its lowest level is {number(best)} "

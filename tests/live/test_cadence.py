@@ -114,7 +114,7 @@ MOST_CALLS = 45  # of gradcheck's functions in a step that is not measured, wher
 def test_a_step_that_is_not_measured_costs_next_to_nothing() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    batches = iter(DataLoader(TensorDataset(torch.randn(256 * 90, 4)), batch_size=256))
+    batches = iter(DataLoader(TensorDataset(torch.randn(256 * 110, 4)), batch_size=256))
 
     def take(count: int) -> None:
         for _ in range(count):
@@ -129,10 +129,10 @@ def test_a_step_that_is_not_measured_costs_next_to_nothing() -> None:
         if event == "call" and "/gradcheck/" in frame.f_code.co_filename:
             calls[frame.f_code.co_name] += 1
 
-    with gradcheck.watch(model, optimizer, every=1000) as board:
-        take(70)
+    with gradcheck.watch(model, optimizer, every=80) as board:
+        take(90)
         sys.setprofile(called)
         take(10)
         sys.setprofile(None)
-    assert board.record.measured[-1] == 3 and board.failure is None
+    assert board.record.measured[-1] == 80 and board.failure is None
     assert sum(calls.values()) <= 10 * MOST_CALLS, calls.most_common(20)

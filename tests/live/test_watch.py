@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +311,7 @@ def test_nothing_is_read_while_the_device_records_a_graph(how: str, monkeypatch:
     assert board.failure is None and not report.findings
     assert report.measurement.steps == (5 if how == "whole steps" else 6)
     assert sum(n.what == "signals" and "CUDA graphs" in n.why for n in report.measurement.not_measured) == 1
+    assert not torch._C._len_torch_function_stack()
 
 
 @pytest.mark.parametrize("what", ["model", "function"])
@@ -402,3 +406,38 @@ def test_judging_looks_for_the_optimizers_of_the_process_once(monkeypatch: pytes
         optimizer.step()
         board.report()
         assert len(looked) == 2 and other.param_groups
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_copies_that_a_step_trains_are_not_missing_from_the_model_and_not_kept(by_hand: bool) -> None:
+    """First-order MAML: every task trains a copy of its own, with an optimizer of its own or without."""
+    made: list[weakref.ref[nn.Module]] = []
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
+
+    class Meta(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.optimizer = model, torch.optim.Adam(model.parameters(), lr=1e-3)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            fast = copy.deepcopy(self.net)
+            made.append(weakref.ref(fast))
+            inner = None if by_hand else torch.optim.SGD(fast.parameters(), lr=0.02)
+            for _ in range(2):
+                fast.zero_grad()
+                F.cross_entropy(fast(x), y).backward()
+                if inner is not None:
+                    inner.step()
+                for p in fast.parameters() if by_hand else ():
+                    p.data -= 0.02 * p.grad
+            for p, q in zip(self.net.parameters(), fast.parameters(), strict=True):
+                p.grad = q.grad
+            self.optimizer.step()
+
+    meta = Meta()
+    with gradcheck.watch(meta, meta.optimizer, every=2) as board:
+        for x, y in loops.batches(12):
+            meta(x, y)
+    gc.collect()
+    assert board.failure is None and "GRAPH002" not in {f.code for f in board.findings}
+    assert sum(m() is not None for m in made) <= 2

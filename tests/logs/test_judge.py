@@ -66,6 +66,7 @@ FAULTY: dict[str, tuple[dict[str, Values], set[tuple[str, str]]]] = {
     "lasting jump": ({"loss": [v + 0.5 * (i >= 300) for i, v in enumerate(falling(N, tail=0.01))]}, {("LOG003", "warning")}),
     "spikes": ({"loss": [v + 3 * (i > 90 and i % 60 < 5) for i, v in enumerate(falling(N))]}, {("LOG003", "warning")}),
     "flat": ({"loss": noisy(lambda i: 2.3)}, {("LOG004", "warning")}),
+    "of the commonest words": ({"loss": noisy(lambda i: 7.6 + 0.25 * math.exp(-i / 20), 4, 0.06)}, {("LOG004", "warning")}),
     "constant": ({"loss": constant(0.693)}, {("LOG004", "warning")}),
     "rate jumps": ({"loss": falling(N), "lr": [1e-4 if i < 200 else 1e-2 for i in range(N)]}, {("LOG005", "warning")}),
     "rate dies": ({"loss": falling(N), "lr": [1e-3 if i < 100 else 1e-8 for i in range(N)]}, {("LOG005", "warning")}),

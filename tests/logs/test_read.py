@@ -123,6 +123,33 @@ def test_unusual_names_are_found_where_they_are_clear(columns, loss, evaluation,
             read(writers.json_lines(tmp_path / "other.jsonl", {c: falling(30) for c in unclear}), {})
 
 
+SAID: dict[str, Callable[[int, float], str]] = {
+    "nanoGPT": lambda i, v: f"iter {i * 10}: loss {v:.6f}, time 1{i}.23ms, mfu 3.4%",
+    "torchtitan": lambda i, v: f"[titan] 2024-11-12 10:00:59,234 - INFO - \x1b[31mstep: {i * 10}  \x1b[32mloss: {v:.6f}  tps: 4,2\x1b[39m",
+    "Megatron": lambda i, v: f" iteration  {i * 10}/ 500 | elapsed time (ms): 30.1 | lm loss: {v:.6E} | loss scale: 8.0 | grad norm: 1.5 |",
+    "Trainer": lambda i, v: f"50%|##  | 9/20 [00:01<00:10]\r{{'loss': {v:.6f}, 'grad_norm': '1.5', 'step': {i * 10}}}",
+    "epochs": lambda i, v: f"Epoch [{i // 20 + 1}/3], Step [{i % 20 * 10 + 10}/200], Loss: {v:.6f}",
+    "only epochs": lambda i, v: f"Train Epoch: {i // 20} [{i % 20 * 64}/1280 (5%)]\tLoss: {v:.6f}",
+    "JSON": lambda i, v: json.dumps({"mode": "train", "epoch": i // 20 + 1, "iter": i % 20 * 10 + 10, "loss": round(v, 6)}),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_programs_print_is_read_line_by_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("\n".join(["Loaded 100 images of 3 classes", *map(SAID[name], range(60), LOSS)][name == "JSON" :]))
+    log = read(tmp_path / "train.log", {})
+    assert log.loss is not None and log.loss.values == pytest.approx(LOSS, abs=1e-5)
+    assert log.loss.steps[-1] == (59 if name == "only epochs" else 600 if name in ("epochs", "JSON") else 590)
+    assert (log.norm is not None) == (name in ("Megatron", "Trainer"))
+
+
+def test_parts_of_a_loss_are_added_where_no_whole_is_logged(tmp_path: Path) -> None:
+    columns = {f"{t}/{p}_loss": LOSS for t in ("train", "val") for p in ("box", "cls")}
+    log = read(writers.json_lines(tmp_path / "run.jsonl", columns), {})
+    assert log.loss is not None and log.loss.name == "train/box_loss + train/cls_loss" and log.loss.values[3] == pytest.approx(2 * LOSS[3])
+    assert log.evaluation is not None and log.evaluation.name == "val/box_loss + val/cls_loss"
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = writers.csv(tmp_path / "run.csv", {"a": LOSS, "b": NORM})
     with pytest.raises(ConfigError, match="looks like a loss; its columns: a, b"):
