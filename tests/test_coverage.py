@@ -17,6 +17,7 @@ from gradcheck.judge.looks import LOOKS
 from gradcheck.judge.scores import scores
 from gradcheck.saved_run import dumps, load
 from gradcheck.types.finding import RuleState
+from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.report import Report, coverage
 from gradcheck.types.rule import Need
@@ -185,3 +186,10 @@ def test_of_several_seeds_one_that_looked_is_enough():
     ms = [lacking("short"), measurement(seed=1)]
     _, _, found = judge(ms, [rule], Settings())
     assert found[0].status == "passed" and not Report("x", (), found, tuple(ms)).coverage.in_part
+
+
+@pytest.mark.parametrize(("ended", "steps", "in_part"), [("budget", 2, True), ("budget", 3, False), ("end", 2, False)])
+def test_a_loop_that_had_no_time_for_a_few_steps_is_judged_in_part(ended, steps, in_part):
+    found = coverage(states(8, 0), [measurement(loop=LoopFacts("o", steps, steps, ended))])
+    assert found.in_part is in_part and found.remedies == (("raise --budget",) if in_part else ())
+    assert not in_part or found.reasons == ("its budget ran out after 2 steps of the script: its loop was not seen",)

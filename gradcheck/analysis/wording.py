@@ -63,9 +63,9 @@ def _trimmed(text: str) -> str:
 
 def percent(x: float) -> str:
     """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
-    if not math.isfinite(x):
-        return number(x)
     value = 100 * x
+    if not math.isfinite(value):
+        return number(x)
     if value == round(value) or 1 <= value <= 99:
         return f"{value:.0f} %"
     return f"{value:.1f} %" if 0.05 <= value < 99.95 else ("under 0.1 %" if value < 1 else "over 99.9 %")

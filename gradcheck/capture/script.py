@@ -37,6 +37,7 @@ from gradcheck.errors import TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
+from gradcheck.types.report import FEWEST_SEEN
 from gradcheck.workload.kept_batch import like, load, restore_random
 from gradcheck.workload.lockstep import hidden_shards
 from gradcheck.workload.notebook import code_cells, shell
@@ -162,9 +163,9 @@ class _Clock:
         return self.told_at is not None and time.monotonic() - self.told_at > GRACE
 
     def _late(self) -> bool:
-        """A script that has begun to train leaves time for measuring; one that has not gets all of it."""
+        """A script that has taken some steps leaves time for measuring; one that has not gets all of it."""
         budget = self.spec.budget or BUDGET
-        if self.spec.budget is not None and (self._steps() or self.recorder.backwards >= BEGUN):
+        if self.spec.budget is not None and (self._steps() >= FEWEST_SEEN or self.recorder.backwards >= BEGUN):
             budget *= SCRIPT_SHARE
         self.by_time = self.by_time or time.monotonic() - self.began > budget
         return self.by_time

@@ -86,6 +86,7 @@ OPTIONS: Mapping[str, Sequence[str]] = {
     "--markdown": ("--output markdown",),
     **dict.fromkeys(("-o", "--out"), ("--output FORMAT:FILE",)),
     "--format": ("--output json", "--output-format json"),
+    "--output": ("--format html", "--output-format json"),
     **dict.fromkeys(("--gpu", "--cuda"), ("--device cuda",)),
     "--cpu": ("--device cpu",),
     "--explain": ("gradcheck rule NAME",),

@@ -119,7 +119,8 @@ def jobs_of(
 
     names = targets or list(settings.targets)
     if not names:
-        raise ConfigError("no target", hint="gradcheck scan model.py, or list targets in [tool.gradcheck.targets.NAME] with model = ...")
+        hint = "name one, as in gradcheck scan model.py, or list targets in [tool.gradcheck.targets.NAME] with model = ..."
+        raise ConfigError("no target", hint=hint)
     jobs = []
     for name in names:
         own = settings.targets.get(name) or TargetSettings(name)

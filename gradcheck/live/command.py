@@ -156,4 +156,6 @@ def check_interpreter(program: Program) -> None:
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["it could not be started"])[-1]
         hint = f"{program.interpreter} -m pip install gradcheck"
+        if program.kind == "script" and program.what and find_spec("torch"):
+            hint += f", or leave `python` out: -- {program.what} runs in gradcheck's own, {sys.executable}"
         raise ConfigError(f"{program.interpreter} cannot run gradcheck: {last}", hint=hint)

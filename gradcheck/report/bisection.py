@@ -71,8 +71,10 @@ def page(found: Bisection) -> str:
         tag("section", said, _list(found.causes), tag("p", f"{found.noise}. {found.parted} of {found.compared} events differ by more.")),
     ]
     if found.partings:
-        rows = [(*row(p), p.what) for p in found.partings]
-        parts.append(_table("Where they part first", ("step", "what", "layer or tensor", "distance", "limit", ""), rows))
+        words = any(p.distance is None for p in found.partings)  # the columns say it otherwise
+        rows = [row(p) + ((p.what if p.distance is None else "",) if words else ()) for p in found.partings]
+        columns = ("step", "what", "layer or tensor", "distance", "limit", *(("in words",) if words else ()))
+        parts.append(_table("Where they part first", columns, rows))
     if found.steps:
         parts.append(_table("Largest relative distance in each step", COLUMNS, [step_row(s) for s in found.steps]))
     if found.notes:
@@ -87,4 +89,4 @@ def _list(lines: Sequence[str]) -> Markup | None:
 def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Markup:
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
     body = tag("tbody", [tag("tr", [tag("td", cell) for cell in cells]) for cells in rows])
-    return tag("section", tag("div", tag("table", tag("caption", title), head, body), class_="wide"))
+    return tag("section", tag("div", tag("table", tag("caption", title), head, body), class_="wide", tabindex=0))

@@ -216,7 +216,7 @@ def _target(difference: TargetDiff) -> Markup:
 
 def _table(title: str, rows: Sequence[Markup]) -> Markup:
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in ("", "what", "base", "head")]))
-    return tag("div", tag("table", tag("caption", title) if title else None, head, tag("tbody", rows)), class_="wide")
+    return tag("div", tag("table", tag("caption", title) if title else None, head, tag("tbody", rows)), class_="wide", tabindex=0)
 
 
 def _html_finding(change: FindingChange) -> Markup:

@@ -16,6 +16,7 @@ from gradcheck.types.trial import TrialResult
 # Share of the applicable rules that may have failed to look. Of the healthy samples the one with the fewest rules has 28 that look. No
 # single check of gradcheck's keeps more than 5 of them from it (18 %, REG and the recurrent rules); without the training 30 and more are.
 MOST_MISSED = 0.25
+FEWEST_SEEN = 3  # steps of a script that the budget ended: with fewer no rule about its loop can look (GRAPH006 needs 3)
 LOOKED = ("passed", "finding", "suppressed")
 UNRELATED = "META"  # rules about comments, assertions and the baseline say nothing about the training
 
@@ -46,14 +47,25 @@ def coverage(states: Sequence[RuleState], measurements: Sequence[Measurement]) -
     looked = sum(s.status in LOOKED for s in mine)
     applicable = looked + len(missed)
     told = _telling(missed, notes)
+    cut = [f"its budget ran out after {_steps(n)} of the script: its loop was not seen" for n in _cut(measurements)]
     return Coverage(
-        len(missed) > MOST_MISSED * applicable,
+        len(missed) > MOST_MISSED * applicable or bool(cut),
         looked,
         applicable,
         tuple(s.name for s in missed),
-        tuple(dict.fromkeys((*(n.why for n in told), *_crashes(missed)))),
-        tuple(dict.fromkeys(n.remedy for n in told if n.remedy)),
+        tuple(dict.fromkeys((*cut, *(n.why for n in told), *_crashes(missed)))),
+        tuple(dict.fromkeys((*("raise --budget" for _ in cut), *(n.remedy for n in told if n.remedy)))),
     )
+
+
+def _cut(measurements: Sequence[Measurement]) -> list[int]:
+    """Steps of a script that had no time for a few of them."""
+    loops = [m.loop for m in measurements if m.loop is not None]
+    return [loop.steps for loop in loops[:1] if loop.ended == "budget" and 0 < loop.steps < FEWEST_SEEN]
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _failed(state: RuleState, lacking: set[str], watched: bool) -> bool:

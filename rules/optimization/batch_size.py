@@ -47,6 +47,7 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
             8.0, "samples", "healthy small networks have 9 to 735; below, all samples still pull the same way, as towards an offset"
         ),
         "noisy": Limit(1 / 30, "noise scales", "heuristic; healthy small networks have noise scales from 9 to 735 samples"),
+        "largest": Limit(1e7, "samples", "heuristic: McCandlish et al. report up to millions; beyond, the mean gradient is 0"),
     },
 )
 def batch_size(m: Measurement, limits: Limits) -> Verdict:
@@ -70,6 +71,7 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few
     noise scales, and their growth during training. Not below `least` 8 samples, where all samples still pull the same way.
+    `largest` 1e7: nothing is said above; that is a loss at its minimum, where the mean gradient is rounding.
     `noisy` 1/30: advice when the batch is less than this share of the lower end, which few measurements of this size can show.
     All are heuristics. Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
 
@@ -94,6 +96,8 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     s = m.samples
     if s is None or s.noise_scale is None or s.noise_low is None or s.noise_high is None:
         return not_measured("the gradient noise scale could not be told from 8 groups of samples")
+    if s.noise_low > limits["largest"]:
+        return not_measured("the mean gradient is nearly zero: the training has ended where the samples' gradients cancel")
     if s.batch > limits["wasteful"] * s.noise_high and s.noise_low >= limits["least"]:
         return [size_finding(s, limits["wasteful"], large=True)]
     if s.batch < limits["noisy"] * s.noise_low:

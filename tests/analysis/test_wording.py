@@ -40,7 +40,16 @@ def test_numbers_have_three_significant_digits_or_are_whole_and_are_never_zero_b
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0, "0 %"), (1, "100 %"), (0.614, "61 %"), (0.004, "0.4 %"), (1e-5, "under 0.1 %"), (0.997, "99.7 %"), (0.99999, "over 99.9 %")],
+    [
+        (1e308, "1e+308"),
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.614, "61 %"),
+        (0.004, "0.4 %"),
+        (1e-5, "under 0.1 %"),
+        (0.997, "99.7 %"),
+        (0.99999, "over 99.9 %"),
+    ],
 )
 def test_only_a_whole_reads_hundred_percent(share, text):
     assert percent(share) == text

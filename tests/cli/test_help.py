@@ -74,6 +74,7 @@ def gradcheck(tmp_path, monkeypatch, capsys):
         ("scan model.py --only GRAD", "--select RULE"),
         ("scan model.py --no-color", "--color never"),
         ("fix model.py --dry-run", "--diff"),
+        ("diff a.json b.json --output html", "--format html"),
         ("scan model.py --dry-run", "gradcheck scan --help"),
         ("trial model.py -v", "gradcheck scan TARGET --show-passed"),
         ("scan train.py --script --device cuda", "-- --device cuda"),

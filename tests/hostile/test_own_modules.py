@@ -55,8 +55,9 @@ def test_another_interpreter_is_asked_in_the_same_way(folder: Path, monkeypatch:
 def test_another_interpreter_without_torch_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train.py").touch()
     (folder / "python").symlink_to(Path(sys.executable).resolve())
-    with pytest.raises(ConfigError, match="no PyTorch"):
+    with pytest.raises(ConfigError, match="no PyTorch") as refused:
         check_interpreter(program_of([str(folder / "python"), "-S", "train.py"]))
+    assert "-- train.py runs in gradcheck's own" in refused.value.hint
 
 
 @pytest.mark.parametrize("text", ["module 'gradcheck' has no attribute 'Layer'", "No module named 'gradcheck.model'"])

@@ -63,5 +63,6 @@ class TestBatchSize:
 
     def test_where_it_says_nothing(self):
         assert no_verdict(batch_size, sampled()) == "not-measured"
+        assert no_verdict(batch_size, noisy(2e13, 9e13, math.inf)) == "not-measured", "a loss at its minimum"
         assert no_verdict(batch_size, measurement()) == "not-measured"
         assert no_verdict(batch_size, measurement(data=data(given=False))) == "not-applicable"

@@ -61,7 +61,7 @@ def _changes(o: Outcome) -> Markup | None:
         return None
     head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "before", "after", "needs", "at")])
     table = tag("table", tag("thead", head), tag("tbody", [_change(c) for c in o.changes]))
-    return tag("div", table, class_="wide")
+    return tag("div", table, class_="wide", tabindex=0)
 
 
 def _change(c: Change) -> Markup:
@@ -178,7 +178,10 @@ def evidence_table(report: Report, finding: Finding) -> Markup | None:
         return None
     head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "value", "needs", "scale", "at")])
     return tag(
-        "div", tag("table", tag("thead", head), tag("tbody", [_number(report, e) for e in finding.evidence])), class_="evidence wide"
+        "div",
+        tag("table", tag("thead", head), tag("tbody", [_number(report, e) for e in finding.evidence])),
+        class_="evidence wide",
+        tabindex=0,
     )
 
 

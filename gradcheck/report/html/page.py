@@ -176,8 +176,9 @@ def _depth(report: Report, every: Sequence[Layer], rows: Sequence[int], prefix: 
     over_steps = None
     if choices:
         title = tag("h4", "Over the training")
-        over_steps = join(title, chooser(choices, prefix), tag("div", heatmap(m, layers, choices, prefix, names_at), class_="scroll"))
-    charts = tag("div", chart, class_="scroll")
+        heat = tag("div", heatmap(m, layers, choices, prefix, names_at), class_="scroll", tabindex=0)
+        over_steps = join(title, chooser(choices, prefix), heat)
+    charts = tag("div", chart, class_="scroll", tabindex=0)
     plain = Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
     numbers = tag("script", plain, type="application/json", class_="numbers")
     return join(said, tag("div", charts, over_steps, numbers, class_="over-depth"))

@@ -40,7 +40,7 @@ def trial(result: TrialResult) -> Markup:
     return join(
         _charts(result),
         join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
-        tag("div", table, class_="wide"),
+        tag("div", table, class_="wide", tabindex=0),
         tag("p", f"Differences are to the untreated model on the same seeds. {size}.", class_="soft"),
         _in_words(result),
         _together(result),
@@ -142,7 +142,7 @@ def _searched(points: Sequence[SearchPoint]) -> Markup | None:
     known = sorted(points, key=lambda p: (p.remedy, math.inf if p.value is None else p.value))
     head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "strength", "loss", "state")])
     table = tag("table", tag("thead", head), tag("tbody", [_strength(p) for p in known]))
-    return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), tag("div", table, class_="wide"))
+    return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), tag("div", table, class_="wide", tabindex=0))
 
 
 def _strength(p: SearchPoint) -> Markup:

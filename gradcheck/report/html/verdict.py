@@ -18,6 +18,11 @@ SENTENCES: dict[Severity, str] = {
     "warning": "This model will train, at a cost",
     "info": "Nothing that was measured keeps this model from training well",
 }
+OF_A_LOG: dict[Severity, str] = {
+    "error": "This run did not train, or not to its end",
+    "warning": "This run trained, at a cost",
+    "info": "Nothing in the log of this run shows that it trained badly",
+}
 IN_PART = "Judged in part: that nothing more was found proves nothing"
 LEGEND = "▲ 0-49 an error   ■ 50-89 a warning   ● 90-100 advice at most"
 
@@ -39,14 +44,14 @@ def level(report: Report) -> str:
 
 def sentence(report: Report) -> str:
     """What the findings mean for the training."""
-    severity = worst(report)
+    severity, said = worst(report), SENTENCES if report.measurement.log is None else OF_A_LOG
     if report.coverage.in_part and severity in (None, "info"):
         return IN_PART
     if severity is not None:
-        return SENTENCES[severity]
+        return said[severity]
     if level(report) == "none":
         return "No rule came to a verdict"
-    return SENTENCES["info"]
+    return said["info"]
 
 
 def verdict(report: Report, prefix: str, *, leads: bool = True) -> Markup:

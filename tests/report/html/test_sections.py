@@ -17,6 +17,7 @@ from gradcheck.report.html.verdict import gauges, sentence, verdict
 from gradcheck.types.finding import Evidence, RuleState
 from gradcheck.types.measurement import Assumption, NotMeasured
 from gradcheck.types.report import Report
+from gradcheck.types.training import LogFacts
 from gradcheck.types.trial import Curve
 from tests.literals import location, measurement
 from tests.report.html.pages import Page, deep, faulty, healthy, treated
@@ -40,6 +41,8 @@ def test_the_verdict_is_that_of_the_most_severe_finding_about_the_training():
     assert sentence(report()) == sentence(report(gate)) == "Nothing that was measured keeps this model from training well"
     left_out = replace(report(rules=(RuleState("GRAD001", "a", "not-measured", "--fast", "probe"),)), measurements=(FAST,))
     assert sentence(left_out) == "No rule came to a verdict"
+    read = replace(report(faulty(severity="warning")), measurements=(measurement(log=LogFacts("CSV")),))
+    assert sentence(read) == "This run trained, at a cost", "a log tells of what is over"
     unseen = report(rules=(RuleState("GRAD001", "a", "not-measured", "time"),))
     assert sentence(unseen) == "Judged in part: that nothing more was found proves nothing"
 
