@@ -34,7 +34,7 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The loss is taken apart, call by call, down to the sums and means that make numbers of many entries; the factor of each
     gives the weight of one entry. The heaviest of those that are no comparison with data (penalties, divergences) is compared
-    with the one beside it that counts most as a whole. A finding needs three things: the weights differ, so do the gradients in
+    with the comparison with data beside it that counts most as a whole. A finding needs three things: the weights differ, so do the gradients in
     the weights that both train (before training or after the probe), and after the probe what the heavy term is made of (means
     and log variances, codes) varies less from sample to sample than before training.
 
