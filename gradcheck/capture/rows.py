@@ -50,7 +50,7 @@ class Rows:
     def follow(self, name: str, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         source = args[0]
         whole = name == "__getitem__" and _keeps_rows(args[1])
-        if name in _SOURCES and not whole:
+        if name in _SOURCES and not whole and not _looks_up(name, source, args[1:]):
             self.note(output, source.shape[0], chosen=_picks(name, args, kwargs))
         elif (whole or name in _SAME_ENTRIES) and output is not source:
             before = self.way(source)
@@ -64,6 +64,12 @@ class Rows:
 def _keeps_rows(index: Any) -> bool:
     first = index[0] if isinstance(index, tuple) and index else index
     return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
+
+
+def _looks_up(name: str, source: torch.Tensor, index: Any) -> bool:
+    """Whether a list of numbers translates others, as it gives nodes of a graph new ones. Stretches of it are samples."""
+    table = name == "__getitem__" and source.dim() == 1 and isinstance(index[0], torch.Tensor) and index[0].dim() > 1
+    return table and not index[0].is_floating_point() and bool((index[0].diff() != 1).any())
 
 
 def _picks(name: str, args: Any, kwargs: Any) -> bool:

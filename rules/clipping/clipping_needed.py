@@ -116,7 +116,8 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     A note above `spike-info` 3, the largest ratio of most healthy trainings of a hundred steps (a healthy ResNet had 8.7), and
     above what chance would give for the largest of so many steps whose norms vary as these do. A warning above `spike-warning`
     5 when the loss then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly.
-    While it learns clearly, and where the loss does not rise, the spike must be above `spike-learning` 10.
+    While it learns clearly, and where the loss does not rise, the spike must be above `spike-learning` 10. The loss of a policy
+    gradient says nothing when it rises: a note.
 
     ## When to ignore it
     With batches of one or two samples, and in reinforcement learning, norms vary that much anyway.
@@ -147,7 +148,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
         return []
     if m.clip is not None and (m.clip.kind != "norm" or m.clip.threshold < spike.norm):
         return []
-    jumps = spike.jump > limits["jump"]
+    jumps = spike.jump > limits["jump"] and (not m.probe.surrogate or math.isinf(spike.jump))
     breaks = training_outcome(m) == "diverges" or (jumps and falls_short(m))
     least = limits["spike_warning" if breaks else "spike_learning"]
     severity: Severity = "warning" if spike.ratio > least and (jumps or falls_short(m)) else "info"

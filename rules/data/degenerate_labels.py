@@ -1,9 +1,14 @@
+from collections.abc import Sequence
+
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
 from gradcheck.types.data import LabelFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
+from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+
+BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 
 @rule(
@@ -24,7 +29,7 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Labels that are all of one class; classes with less than a hundredth of the samples of the largest one; and data in
-    label order, so that a batch holds fewer classes than chance would give.
+    label order, so that a batch holds fewer classes than chance would give. A discriminator that is given one target for all.
 
     ## Why it matters
     With one class the model learns a constant. A class that hardly occurs can be ignored at no cost to the loss. Sorted batches pull
@@ -38,7 +43,8 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     the rarest class that occurs, over the most frequent one (heuristic); a warning where the most frequent one has
     `majority` 0.9 of all labels (heuristic), else info: weights for one of many classes cost accuracy on the others.
     `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show. More than
-    `most-classes` 100 classes, and labels for each token or pixel, are exempt.
+    `most-classes` 100 classes, and labels for each token or pixel, are exempt. One target in all calls of a binary cross entropy, at
+    least two of one net that is trained, is an error: the same output is best for all.
 
     ## When to ignore it
     When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data
@@ -59,6 +65,8 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     """
     if not m.data.given:
         return not_applicable(SYNTHETIC)
+    if _is_told_the_same(m):
+        return [_told_the_same(m.losses)]
     labels = m.data.labels
     if labels is None:
         return not_applicable("no class labels")
@@ -76,6 +84,27 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     findings = [_imbalanced(m, labels, limits)] if min(present) < limits["imbalance"] * max(present) else []
     unshuffled = _unshuffled(m, labels, total, limits)
     return findings + ([unshuffled] if unshuffled else [])
+
+
+def _is_told_the_same(m: Measurement) -> bool:
+    """Whether the loss is made of verdicts of one net that is trained, over several batches, and all have one target."""
+    trained = {p.layer for p in m.parameters if p.trainable}
+    verdicts = {(c.producer_layer, c.target_min, c.target_max) for c in m.losses if c.function in BINARY}
+    layer, low, high = next(iter(verdicts), ("", None, None))
+    return len(verdicts) == 1 and len(m.losses) > 1 and all(c.function in BINARY for c in m.losses) and layer in trained and low == high
+
+
+def _told_the_same(calls: Sequence[LossCall]) -> Finding:
+    told = calls[0].target_min or 0.0
+    return found(
+        "error",
+        f"all targets of the {len(calls)} calls of {calls[0].function} are {number(told)} (at least 2 different ones needed): "
+        f"what is judged makes no difference, and the model learns to say {number(told)} always",
+        location=calls[-1].site,
+        evidence=(Evidence("different targets", 1, 2, "<", f"in {len(calls)} calls"),),
+        remedies=(Remedy("fix-labels", "give what the model is to tell apart different targets: 1 to what is real, 0 to what is made"),),
+        confirmed=BY_VALUE,
+    )
 
 
 def _loss_site(m: Measurement) -> Location | None:

@@ -32,11 +32,11 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
     hundred steps (posterior collapse). The loss falls and stays, and what is decoded is the mean of the data.
 
     ## How it is measured
-    The loss is taken apart, call by call, down to the sums and means that make numbers of many entries; the factor of each
-    gives the weight of one entry. The heaviest of those that are no comparison with data (penalties, divergences) is compared
-    with the one beside it that counts most as a whole. A finding needs three things: the weights differ, so do the gradients in
-    the weights that both train (before training or after the probe), and after the probe what the heavy term is made of (means
-    and log variances, codes) varies less from sample to sample than before training.
+    The loss is taken apart, call by call, down to the sums and means that make numbers of many entries; the factor of each gives
+    the weight of one entry. The heaviest of those that are no comparison with data (penalties, divergences) is compared with the
+    comparison with data beside it that counts most as a whole. A finding needs three things: the weights differ, so do the
+    gradients in the weights that both train (before training or after the probe), and after the probe what the heavy term is made
+    of (means and log variances, codes) varies less from sample to sample than before training.
 
     ## Limits and their sources
     `weights` 10 and `gradients` 5; `spread` 0.5 of that before training. Calibration on digits (64 pixels, Adam or SGD): of 16

@@ -6,6 +6,7 @@ from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
+NOISE = 1.02  # times the loss at the start: batches differ by as much. Measured: 1.006 in a net of 4 million weights that learns well
 EARLY = 10  # steps in which a first update that was too large shows in the loss
 
 
@@ -39,7 +40,7 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
     Above `functional-step` 1: of the transformers measured for this rule those that failed were at 1.6 to 2.2, healthy
     pre-norm ones survive 1.8. So it is a warning only when the loss then rises above `spike` 2 times its start within
     10 steps, or when the probe does not learn clearly and learns at a lower rate; else a note. A loss that learns clearly and is below its
-    start in every step after those 10 has made the rise good: a note too.
+    start, within 2 %, in every step after those 10 has made the rise good: a note too.
 
     ## When to ignore it
     When your training warms up with a scheduler that the scan did not see.
@@ -98,4 +99,4 @@ def _early_spike(m: Measurement) -> float:
 def _made_good(m: Measurement) -> bool:
     """Whether the probe learns clearly, and no loss after the first steps comes up to its start again."""
     losses = m.probe.losses
-    return learns_clearly(m) and len(losses) > 2 * EARLY and max(losses[EARLY:]) < losses[0]
+    return learns_clearly(m) and len(losses) > 2 * EARLY and max(losses[EARLY:]) < NOISE * losses[0]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from gradcheck.capture.facts import Ending, loop_facts
 from tests.capture.test_recorder import recorded, workloads
 
 SHAPE = (6, 4)
@@ -167,3 +168,25 @@ def test_only_a_pass_over_a_loader_holds_each_sample_once(how, expected):
 
     (workload,) = workloads(recorded(loop)[0])
     assert workload.one_pass is expected and len(workload.batches) == 4
+
+
+@pytest.mark.parametrize(("index", "rows"), [("edges", None), ("windows", 50), ("picked", 50)])
+def test_what_translates_numbers_is_no_data_to_choose_from(index, rows):
+    """The ends of edges, in the numbers of a part of the graph; windows of a series, and entries of it."""
+    every = torch.arange(50)
+    chosen = {"edges": torch.randint(50, (2, 30)), "windows": torch.arange(2)[:, None] + torch.arange(8), "picked": torch.randint(50, (9,))}
+
+    def loop() -> list[Any]:
+        model = nn.Embedding(50, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        x = every[chosen[index]]
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return [model]
+
+    recorder, _ = recorded(loop)
+    (watched,) = recorder.optimizers.values()
+    batches = loop_facts(recorder, watched, Ending("end")).batches
+    assert batches is not None and batches.available == rows

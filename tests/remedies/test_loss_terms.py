@@ -77,6 +77,20 @@ def samples(count: int = 512) -> torch.Tensor:
     return torch.randn(count, 4, generator=generator) @ torch.randn(4, 16, generator=generator)
 
 
+def test_two_penalties_are_not_weighed_against_each_other() -> None:
+    """What an opponent says of the codes, and a small divergence of them, beside an error that outweighs both."""
+    opponent = nn.Linear(4, 1).requires_grad_(False)
+
+    def step(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        decoded, mean, logvar = model(batch[0])
+        divergence = -0.5 * (1 + logvar - mean**2 - logvar.exp()).mean()
+        return F.mse_loss(decoded, batch[0], reduction="sum") - F.logsigmoid(10 * opponent(mean)).mean() + 1e-3 * divergence
+
+    w = workload(Coder(), step, [[x] for x in samples(128).split(32)])
+    report = scan_workload(w, replace(settings_from({"select": ["LOSS010"]}), budget=2.0, seeds=1, steps=5))
+    assert report.measurement.imbalance is None
+
+
 def test_a_divergence_is_known_by_its_gradient_and_weighed() -> None:
     w = workload(Coder(), coding, [[x] for x in samples(128).split(32)])
     report = scan_workload(w, replace(settings_from(None), budget=2.0, seeds=1, steps=30))

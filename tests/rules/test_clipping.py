@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,10 @@ class TestClippingNeeded:
     @pytest.mark.parametrize(("height", "expected"), [(2.9, []), (3.1, ["info"]), (4.9, ["info"]), (5.1, ["info"])])
     def test_spikes_of_a_training_that_learns_undisturbed_are_notes(self, height, expected):
         assert severities(clipping_needed, measurement(probe=one_spike(height))) == expected
+
+    def test_a_loss_that_says_nothing_makes_no_warning(self):
+        probe = replace(one_spike(15.0, after=0.9), surrogate="it weighs what the model outputs, as policy gradients do")
+        assert only(clipping_needed, measurement(probe=probe)).severity == "info"
 
     @pytest.mark.parametrize(("height", "after", "expected"), [(9.9, 0.5, "info"), (10.1, 0.5, "warning"), (5.1, 0.2, "info")])
     def test_spikes_that_raise_the_loss_are_a_warning(self, height, after, expected):

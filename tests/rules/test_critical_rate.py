@@ -28,6 +28,12 @@ def test_the_loss_rises_at_every_look(shares, expected):
     assert severities(past_critical_rate, at(*shares)) == expected
 
 
+@pytest.mark.parametrize(("later", "end", "expected"), [(0.35, 0.4, "info"), (0.35, 0.5, "warning"), (1.1, 0.4, "warning")])
+def test_a_first_step_that_costs_nothing_is_advice(later, end, expected):
+    """An MLP that learns faster at this rate than at a quarter of the critical one."""
+    assert only(past_critical_rate, at(5.7, later, probe=run(falling(2.3, end)))).severity == expected
+
+
 def test_one_look_at_a_rate_beyond_it_is_not_enough():
     assert no_verdict(past_critical_rate, at(8.0)) == "not-measured"
 

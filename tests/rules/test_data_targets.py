@@ -27,6 +27,17 @@ class TestDegenerateLabels:
         f = only(degenerate_labels, labelled(classes=2, counts=(0, 128), classes_per_batch=(1, 1, 1, 1), minimum=1, maximum=1))
         assert f.severity == "error" and "all 128 labels of 4 batches are class 1" in f.message
 
+    @pytest.mark.parametrize(
+        ("other", "layer", "found"), [(1.0, "fc1", ["error"]), (0.0, "fc1", []), (1.0, "frozen", []), (1.0, "another.head", [])]
+    )
+    def test_a_net_that_tells_apart_needs_two_targets(self, other, layer, found):
+        """Real and made samples; a generator, whose opponent stands still; heads whose labels are all rare."""
+        calls = [
+            loss_call("binary_cross_entropy_with_logits", producer_layer=name, target_min=t, target_max=t, target_kind="probabilities")
+            for t, name in ((1.0, "frozen" if layer == "frozen" else "fc1"), (other, layer))
+        ]
+        assert severities(degenerate_labels, measurement(losses=tuple(calls))) == found
+
     def test_one_class_of_one_is_a_single_class_head(self):
         assert findings(degenerate_labels, labelled(classes=1, counts=(128,), classes_per_batch=(1, 1, 1, 1), maximum=0)) == []
 

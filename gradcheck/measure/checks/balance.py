@@ -154,11 +154,11 @@ class _Look:
             self.terms = list(reduced(whole, {id(p) for p in self.parameters}))[:MOST_TERMS]
 
     def pair(self) -> tuple[Term, Term] | None:
-        """The term whose entries weigh most, and the heaviest one as a whole of those whose entries weigh much less."""
+        """The penalty whose entries weigh most, and of the comparisons with data whose entries weigh much less the heaviest as a whole."""
         strong = max((t for t in self.terms if t.made_of), key=lambda t: t.facts.weight, default=None)
         if strong is None:
             return None
-        lighter = [t for t in self.terms if FEWEST * t.facts.weight < strong.facts.weight]
+        lighter = [t for t in self.terms if not t.made_of and FEWEST * t.facts.weight < strong.facts.weight]
         return (strong, max(lighter, key=lambda t: t.facts.weight * math.prod(t.facts.shape))) if lighter else None
 
     def like(self, term: Term) -> Term | None:

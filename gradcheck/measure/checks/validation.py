@@ -145,6 +145,8 @@ def table(
         given = [(name, t) for name, t in named_tensors(batch) if names is None or name in names]
         inputs = [t for _, t in given if id(t) not in places] or [target]
         rows.append(_features(inputs, target))
+    if len({r.shape[1] for r in rows}) > 1:
+        raise Unmeasured("the inputs of the batches differ in length")
     x, y = torch.cat(rows), torch.cat([_answers(t) for t in targets[: len(rows)]])
     if len(x) != len(y):
         raise Unmeasured("inputs and targets differ in their number of samples")

@@ -60,3 +60,9 @@ def test_few_samples_are_not_judged():
     y = torch.randn(20, 1)
     with pytest.raises(Unmeasured, match="fewer than 100"):
         table([(torch.randn(20, 4), y)], [y])
+
+
+def test_batches_of_different_lengths_make_no_table():
+    batches = [(noise(60, n), torch.arange(60) % 2) for n in (4, 5)]
+    with pytest.raises(Unmeasured, match="differ in length"):
+        table(batches, [y for _, y in batches])
