@@ -141,8 +141,8 @@ def _rewarded(reports: list[Report], settings: Settings) -> list[Report]:
 def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None, tick: Progress, run: Capture) -> Report | None:
     """None on ranks that have nothing to measure."""
     if ranks is None:
-        report, lack = scan_training(training, settings, tick), left_alone(run)
-        return replace(report, measurements=tuple(_lacking(m, lack) for m in report.measurements)) if lack is not None else report
+        alone, lack = scan_training(training, settings, tick), left_alone(run)
+        return replace(alone, measurements=tuple(_lacking(m, lack) for m in alone.measurements)) if lack is not None else alone
     with in_step(ranks):
         workload = training.workload
         if all(everyone(workload is not None)) and workload is not None:
