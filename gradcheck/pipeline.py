@@ -1,6 +1,5 @@
 """The story of a scan: a target becomes a workload, is measured, judged, and reported."""
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,9 +10,9 @@ from torch import nn
 
 from gradcheck.analysis.gaps import described
 from gradcheck.capture.ranks import rank_facts
-from gradcheck.capture.script import captured
+from gradcheck.capture.script import Capture, captured
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.trainings import Training, explain_ending, left_alone, print_ending, trainings_of
 from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
@@ -108,8 +107,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         settings = replace(settings, ignore=(*settings.ignore, SAME_BATCH))
     with untouched(), captured(spec, tick) as run, ranks_of_script(run.trained, failed=run.ending.how == "raised") as ranks:
         if ranks is None and not is_rank_zero():
-            if run.ending.how == "raised":  # what rank 0 sees of it is that this process has gone
-                print(f"gradcheck: rank {rank_and_world_size()[0]}: {spec.target} raised {run.ending.error}", file=sys.stderr)
+            print_ending(run, spec)
             return []
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
@@ -117,7 +115,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         seconds = _left(settings, spent, max(_size(t.workload.model) if t.workload else 0 for t in trainings)) / len(trainings)
         before = spent if started is None else time.perf_counter() - started
         try:
-            reports = [_over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick)) for training in trainings]
+            reports = [_over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick), run) for training in trainings]
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
         if not is_rank_zero():
@@ -140,10 +138,11 @@ def _rewarded(reports: list[Report], settings: Settings) -> list[Report]:
     return again
 
 
-def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None, tick: Progress) -> Report | None:
+def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None, tick: Progress, run: Capture) -> Report | None:
     """None on ranks that have nothing to measure."""
     if ranks is None:
-        return scan_training(training, settings, tick)
+        alone, lack = scan_training(training, settings, tick), left_alone(run)
+        return replace(alone, measurements=tuple(_lacking(m, lack) for m in alone.measurements)) if lack is not None else alone
     with in_step(ranks):
         workload = training.workload
         if all(everyone(workload is not None)) and workload is not None:

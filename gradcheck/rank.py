@@ -6,10 +6,16 @@ import sys
 
 def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process, and number of processes; (0, 1) for one that trains alone."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if is_initialized():
+        distributed = sys.modules["torch.distributed"]
         return distributed.get_rank(), distributed.get_world_size()
     return launched()
+
+
+def is_initialized() -> bool:
+    """Whether there is a process group."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def launched() -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The trainings of a captured script: one for each optimizer that stepped, or that should have, also by hand."""
 
 import shlex
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.capture.update_rule import UpdateRule, recognised
 from gradcheck.errors import TargetError
 from gradcheck.instrument.loop_journal import Clip
+from gradcheck.rank import is_initialized, launched, rank_and_world_size
 from gradcheck.types.gauges import RankFacts
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
@@ -31,7 +33,7 @@ from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
 from gradcheck.workload.comments import places, snippets
-from gradcheck.workload.source_sites import failure
+from gradcheck.workload.source_sites import failure, location_of_traceback
 from gradcheck.workload.workload import Workload
 
 SMALLEST = 1e-12  # norm that is divided by
@@ -289,6 +291,28 @@ def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]
         explain_failure(capture, spec, max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None))
 
 
+def print_ending(capture: Capture, spec: ScriptSpec) -> None:
+    """Of a rank that the others did not meet, since it ended or they did: all that rank 0 sees of it is that it has gone."""
+    ending, place = capture.ending, stopped_at(capture)
+    ends = {"raised": f"raised {ending.error}", "exit": f"called {ending.error}", "end": "ended", "budget": f"ran out of time{place}"}
+    if ending.how in ends and is_initialized():
+        steps = f"{capture.recorder.steps} optimizer step{'s' if capture.recorder.steps != 1 else ''}"
+        print(f"gradcheck: rank {rank_and_world_size()[0]}: {spec.target} {ends[ending.how]}, after {steps}", file=sys.stderr)
+
+
+def left_alone(capture: Capture) -> NotMeasured | None:
+    """What a report of rank 0 lacks that the other ranks did not meet; None for a process by itself."""
+    if rank_and_world_size()[1] < 2:
+        return None
+    late = f"; time ran out for rank 0{stopped_at(capture)}" if capture.ending.how == "budget" else ""
+    return NotMeasured("the other ranks", f"they did not come to be measured with rank 0{late}")
+
+
+def stopped_at(capture: Capture) -> str:
+    place = location_of_traceback(capture.error.__traceback__) if capture.error is not None else None
+    return f" in line {place.line}" if place is not None else ""
+
+
 def explain_failure(capture: Capture, spec: ScriptSpec, steps: int) -> None:
     error = capture.error
     if capture.ending.how == "raised" and error is not None:
@@ -305,4 +329,4 @@ def _advice(error: BaseException, computed: Location | None) -> str:
     if computed is not None and "NoneType" in str(error):
         line = f"line {computed.line} puts the result of a computation in place of a weight"
         return f"{line}: backward() leaves it no .grad. Update the weight in place, under `with torch.no_grad():`"
-    return CORRECT
+    return CORRECT if launched()[1] < 2 else "what the other ranks say is above: one that ends takes the connections of all with it"

@@ -23,6 +23,7 @@ from gradcheck.measure.facts import shown_places
 from gradcheck.measure.fitting import COMPARED, cut_to
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
+from gradcheck.measure.parts import put_together
 from gradcheck.measure.probe import FINAL_STEPS, Probe, told_by
 from gradcheck.measure.profile import profile
 from gradcheck.training.trainer import Trainer, lr_of, take_step
@@ -116,9 +117,9 @@ class Session:
         self.cosine: float | None = None  # of the first update with the negative gradient
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
-        self.not_measured = [
-            NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if several() and shows_parts(workload.model)
-        ]
+        self.split = several() and shows_parts(workload.model)  # layers give a part of their output on each rank
+        self.partial: set[str] = set()  # needs of which only a part is known
+        self.not_measured: list[NotMeasured] = []
         self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.seconds: dict[str, float] = {}
 
@@ -128,6 +129,7 @@ class Session:
         taken = self.training.record("probe")
         if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which may explain a plateau
             taken = replace(taken, ended="budget")
+        self.not_measured += [NotMeasured(what, PARTS, "short") for what in sorted(self.partial)]
         probe = told_by(taken, self.workload.own_losses, self.plan.probe_steps, self.first.chance)
         others = self._experiments(probe)
         bad = self._locate(taken)
@@ -179,6 +181,8 @@ class Session:
         if loss.requires_grad:
             loss.backward()
         taps.settle()
+        if self.split:
+            self.partial |= put_together(taps.calls)
         value = agreed(float(values[0]))
         if isinstance(taps, FirstPassRecorder):
             self.first = first_step.read(taps, graph, copy, self.watched, self.workload, self.sites, value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from gradcheck.capture.facts import Ending
 from gradcheck.capture.ranks import ranks_kept
+from gradcheck.capture.trainings import left_alone
 from gradcheck.errors import TargetError
 from gradcheck.workload.copying import memo_for
 
@@ -36,3 +40,18 @@ def test_memory_that_was_given_back_is_not_read() -> None:
     model.view.untyped_storage().resize_(0)
     with pytest.raises(TargetError, match="gives the memory"):
         memo_for(model)
+
+
+def test_a_rank_that_time_ran_out_for_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck() -> None:
+        raise TimeoutError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TimeoutError) as caught:
+        stuck()
+    capture: Any = SimpleNamespace(ending=Ending("budget"), error=caught.value)
+    lacking = left_alone(capture)
+    assert lacking is not None and lacking.what == "the other ranks"
+    assert f"time ran out for rank 0 in line {stuck.__code__.co_firstlineno + 1}" in lacking.why
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert left_alone(capture) is None

@@ -163,9 +163,8 @@ def test_ranks_report_what_one_process_reports(kind, count):
     assert first["findings"] == one["findings"] and ["ACT002", "error"] in one["findings"]
     how = "each has the same batches" if kind == "tp" else "their batches of a step are measured as one"
     assert first["said"] == [f"{count} processes train together: {how}"]
-    parts = kind in ("tp", "2d")  # layers return parts
-    assert first["missing"].keys() == ({"signals", "units", "similarity"} if parts else set()) and not one["missing"]
-    for quantity in ("losses", "norms", "parameters", *(() if parts else ("layers", "outputs"))):
+    assert first["missing"] == one["missing"] == {}
+    for quantity in ("losses", "norms", "parameters", "layers", "outputs"):
         assert_close(first[quantity], one[quantity])
 
 
@@ -179,10 +178,10 @@ def assert_close(value: Any, expected: Any) -> None:
         assert value == (pytest.approx(expected, rel=1e-3, abs=1e-6) if isinstance(expected, float) else expected)
 
 
-@pytest.mark.parametrize(("kind", "missing"), [("fsdp", []), ("tp", ["signals", "similarity", "units"])])
-def test_what_takes_derivatives_by_all_parameters_sums_over_the_shards(kind, missing):
+@pytest.mark.parametrize("kind", ["fsdp", "tp"])
+def test_what_takes_derivatives_by_all_parameters_sums_over_the_shards(kind):
     (first, _), one = (rank["checks"][kind] for rank in ran()), checked_by_one_process()
-    assert one["missing"] == [] and first["missing"] == ["derivatives", *missing]
+    assert one["missing"] == [] and first["missing"] == ["derivatives"]
     assert one["samples"] and one["balance"] and one["sharpness"] and ["zero", "sign"] in one["idle"]
     assert first["cut"] == one["cut"] == ["batches are cut from 48 to 32 of their samples"]
     for quantity in ("samples", "idle", "balance", "sharpness"):
