@@ -56,30 +56,64 @@ PASSES = 3.0  # forward passes that a step takes the time of
 SHARE = 0.5  # of the time for the short training
 FEWEST = 20  # steps in that time with which batches stay whole; fewer allow no verdict (convergence.FEWEST_STEPS)
 WANTED = 60  # steps in that time that batches are cut for
+LONG = 40  # steps in that time with which sequences stay whole: a step of GPT-2 small took half as long again as its passes
 TERMS = 32  # of the loss (labels, tokens) that a batch keeps: fewer leave little but noise (heuristic)
 NORMALIZED = 32  # samples that a batch keeps where it is normalised by its own statistics (E10: from 16 on they do no harm)
 COMPARED = 4  # samples that checks compare with each other
-AGREE = 0.1  # relative: the loss of two samples must be the mean of their losses, so that it does not tell them apart
+AGREE = 0.1  # relative: the loss of two samples, or positions, must be the mean of their losses, so that it does not tell them apart
 
 
 def fitted(workload: Workload, seconds: float, seed: int = 0) -> Workload:
     """The workload, or one whose batches are cut and whose `uncut` is this one; `seconds`: for all of measuring."""
     rows, step = batch_size(workload.batches[0]), PASSES * workload.forward_seconds
-    if rows < 2 or _size(workload.model) < LARGE or SHARE * seconds >= FEWEST * step:
+    if _size(workload.model) < LARGE or SHARE * seconds >= FEWEST * step:
         return workload
-    few = max(int(rows * SHARE * seconds / (WANTED * step)), _least(workload))
-    if few >= rows or not all(everyone(_adds_up(workload, few, seed))):
+    few, said = min(rows, max(int(rows * SHARE * seconds / (WANTED * step)), _least(workload))), []
+    if few < rows:
+        if not all(everyone(_adds_up(workload, rows, few, seed))):
+            return workload
+        workload, step = cut_to(workload, few), step * few / rows
+        said.append(f"from {rows} to {few} of their samples")
+    length = _positions(workload.batches[0]) or 0
+    short = max(int(length * SHARE * seconds / (WANTED * step)), -(-TERMS // batch_size(workload.batches[0])))
+    may = short < length and SHARE * seconds < LONG * step and all(_begins(b, short) for b in workload.batches)
+    if all(everyone(may)) and all(everyone(_adds_up(workload, length, short, seed, axis=1))):
+        workload = cut_to(workload, few, short)
+        said.append(f"from {length} to {short} positions")
+    if not said:
         return workload
-    text = f"batches are cut from {rows} to {few} of their samples: a step on all of them takes about {step:.2g} s of the {seconds:.3g} s"
-    said = [*workload.assumptions, Assumption("batches", text)]
-    return replace(cut_to(workload, few), assumptions=said)
+    whole = PASSES * workload.forward_seconds
+    text = f"batches are cut {' and '.join(said)}: a step on all of them takes about {whole:.2g} s of the {seconds:.3g} s"
+    return replace(workload, assumptions=[*workload.assumptions, Assumption("batches", text)])
 
 
-def cut_to(workload: Workload, rows: int) -> Workload:
-    """The same with at most so many samples in a batch; the workload may have been cut before."""
-    whole = workload.uncut or workload
-    batches, val_batches = ([few_samples(b, rows) for b in some] for some in (whole.batches, whole.val_batches))
-    return replace(workload, batches=batches, val_batches=val_batches, uncut=whole, divisible=True)
+def cut_to(workload: Workload, rows: int, length: int | None = None) -> Workload:
+    """The same with at most so many samples in a batch, and positions in a sequence; the workload may have been cut before."""
+    whole, length = workload.uncut or workload, length or workload.length
+    batches, val_batches = ([_shorter(few_samples(b, rows), length) for b in some] for some in (whole.batches, whole.val_batches))
+    return replace(workload, batches=batches, val_batches=val_batches, uncut=whole, length=length, divisible=True)
+
+
+def _shorter(batch: Any, length: int | None) -> Any:
+    whole = _positions(batch) if length else None
+    return batch if whole is None else cut(batch, whole, slice(length), 1)
+
+
+def _positions(batch: Any) -> int | None:
+    """How many a sample has, where all that a batch holds of it are sequences of one length, some of them of tokens, as labels are."""
+    tensors = list(_by_sample(batch, batch_size(batch)))
+    lengths = {t.shape[1] if t.dim() > 1 else 0 for t in tensors}
+    tokens = any(t.dim() == 2 and t.dtype in (torch.int64, torch.int32) for t in tensors)
+    return lengths.pop() if tokens and len(lengths) == 1 else None
+
+
+def _begins(batch: Any, short: int) -> bool:
+    """Whether no sequence begins with padding, or with what has no label, for so many positions."""
+    for t in _by_sample(batch, batch_size(batch)):
+        low, high = t[:, :short].flatten(1).double().aminmax(dim=1)
+        if bool(((low == high) & (high < t.flatten(1).double().amax(1))).any()):
+            return False
+    return True
 
 
 def _size(model: nn.Module) -> int:
@@ -99,19 +133,17 @@ def _by_sample(batch: Any, rows: int) -> Iterable[torch.Tensor]:
     return (t for t in tensors_of(batch) if t.dim() and t.shape[0] == rows)
 
 
-def _adds_up(workload: Workload, few: int, seed: int) -> bool:
-    """Whether the step runs on parts of the first batch, and the loss of a part is the mean over its samples."""
-    batch = workload.batches[0]
-    rows = batch_size(batch)
-    half = min(few, rows // 2)
+def _adds_up(workload: Workload, size: int, few: int, seed: int, axis: int = 0) -> bool:
+    """Whether the step runs on parts of the first batch, and the loss of a part is the mean over its samples, or positions (axis 1)."""
+    half = min(few, size // 2)
     losses = []
     try:
         with untouched(), torch.no_grad():
             copy = fork(workload, seed=seed)
-            for samples in (slice(half), slice(half, 2 * half), slice(2 * half)):
+            for part in (slice(half), slice(half, 2 * half), slice(2 * half)):
                 seed_all(seed)
-                losses.append(float(copy.loss(cut(batch, rows, samples))))
-    except Exception:  # the user's code runs here with fewer samples than it was written for
+                losses.append(float(copy.loss(cut(workload.batches[0], size, part, axis))))
+    except Exception:  # the user's code runs here with fewer of them than it was written for
         return False
     finally:
         if workload.borrowed is not None:

@@ -217,14 +217,14 @@ def few_samples(batch: Any, count: int) -> Any:
     return batch if size <= count else cut(batch, size, slice(count))
 
 
-def cut(value: Any, size: int, samples: slice) -> Any:
-    """These samples of every tensor that has one entry for each of `size` samples."""
+def cut(value: Any, size: int, part: slice, axis: int = 0) -> Any:
+    """This part of every tensor that has `size` entries along an axis: one for each sample, or for each position."""
     if isinstance(value, torch.Tensor):
-        return value[samples] if value.dim() and value.shape[0] == size else value
+        return value[(slice(None),) * axis + (part,)] if value.dim() > axis and value.shape[axis] == size else value
     if isinstance(value, dict):
-        return {key: cut(item, size, samples) for key, item in value.items()}
+        return {key: cut(item, size, part, axis) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(cut(item, size, samples) for item in value))
+        return type(value)(*(cut(item, size, part, axis) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(cut(item, size, samples) for item in value)
+        return type(value)(cut(item, size, part, axis) for item in value)
     return value

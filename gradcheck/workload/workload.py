@@ -63,6 +63,7 @@ class Workload:
     filled: frozenset[str] = frozenset()  # parameters whose gradient was not zero in one of the script's first steps
     forward_seconds: float = 0.0  # that the loss of the first batch took; 0: not known
     sample_bytes: float = 0.0  # that autograd keeps of a sample for the backward pass; 0: not known
-    uncut: Workload | None = None  # as the user gave it, where its batches were cut to fewer samples
+    uncut: Workload | None = None  # as the user gave it, where its batches were cut to fewer samples or positions
+    length: int | None = None  # positions that their sequences were cut to
     checked: bool = False  # whether it is known that copies of `model` are faithful, or that none is
     borrowed: Borrowed | None = None  # of `model`, where no faithful copy of it can be made: then the user's own modules are trained

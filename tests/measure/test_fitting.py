@@ -108,3 +108,34 @@ def test_labels_and_batch_statistics_ask_for_more_samples():
         w = from_objects(model, [(x, y)], loss="cross_entropy", optimizer=Adam(model.parameters()))
         faithful.ensure_faithful(w)
         assert len(fitting.fitted(w, 20.0).batches[0][0]) >= least
+
+
+def test_sequences_are_cut_where_one_of_them_is_still_slow(monkeypatch):
+    """As with GPT-2 medium on two cores: one sample of a batch takes as long as eight of a smaller model."""
+    monkeypatch.setattr("tests.measure.test_fitting.FORWARD", 0.75 / LENGTH)
+    monkeypatch.setattr("tests.measure.test_fitting.BACKWARD", 1.6 / LENGTH)
+    monkeypatch.setattr(Slow, "forward", per_position)
+    report, took = scanned(60.0)
+    assert took <= 1.1 * 60
+    assert not report.coverage.in_part and len(report.measurement.probe.losses) >= 20 and not report.findings
+    said = next(a for a in report.measurement.assumptions if a.about == "batches")
+    assert "cut from 8 to 1 of their samples and from 64 to 32 positions" in said.text
+
+
+def per_position(self: Slow, x: torch.Tensor) -> torch.Tensor:
+    many = x.shape[0] * x.shape[1]
+    Clock.now += many * FORWARD
+    if x.requires_grad:
+        x.register_hook(lambda _: setattr(Clock, "now", Clock.now + many * BACKWARD))
+    return x
+
+
+def test_sequences_that_begin_with_padding_or_have_one_label_stay_whole(monkeypatch):
+    monkeypatch.setattr(Slow, "forward", per_position)
+    x = torch.randint(1, VOCABULARY, (4, LENGTH))
+    late = torch.where(torch.arange(LENGTH) < 40, -100, x)
+    for target, loss in ((late, next_token), (x[:, 0], lambda o, t: F.cross_entropy(o.mean(1), t)), (x, next_token)):
+        model = language()
+        w = from_objects(model, [(x, target)], loss=loss, optimizer=Adam(model.parameters()))
+        faithful.ensure_faithful(w)
+        assert (fitting.fitted(w, 20.0).length is None) == (target is not x)
