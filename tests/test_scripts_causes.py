@@ -362,3 +362,23 @@ for step in range(20):
 
 def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
     check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")
+
+
+PLATEAU = """
+x = torch.randn(256, 8)
+y = (x @ torch.randn(8, 4)).argmax(1)
+net = nn.Linear(8, 4)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)  # here
+for epoch in range(6):
+    for _ in range(8):
+        loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scheduler.step((net(x).argmax(1) == y).float().mean())
+"""
+
+
+def test_a_plateau_scheduler_that_takes_accuracy_for_a_loss(tmp_path: Path) -> None:
+    check(tmp_path, PLATEAU, PLATEAU.replace("optimizer, patience", "optimizer, 'max', patience"), "LOOP004", "warning", steps=48)

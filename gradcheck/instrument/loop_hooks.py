@@ -78,8 +78,8 @@ class LoopListener:
 
     def scheduler_made(self, scheduler: Any) -> None: ...
 
-    def schedule_moves(self, scheduler: Any) -> None:
-        """`step` is called, by the loop, by another scheduler, or by its own constructor."""
+    def schedule_moves(self, scheduler: Any, given: Any) -> None:
+        """`step` is called, by the loop, by another scheduler, or by its own constructor. `given`: its first argument."""
 
     def evaluated(self, module: nn.Module) -> None:
         """`eval` is called."""
@@ -141,9 +141,10 @@ class LoopHooks:
         wrap(Optimizer, "zero_grad", self._telling_of("clears", before=True))
         wrap(nn.Module, "eval", self._telling_of("evaluated", before=True))
         wrap(DataLoader, "__iter__", self._telling_of("data_begun", before=True))
-        wrap(lr_scheduler.LRScheduler, "__init__", self._telling_of("scheduler_made"))
+        for kind in (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau):  # the constructor of the latter calls no other
+            wrap(kind, "__init__", self._telling_of("scheduler_made"))
         for kind in [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]:
-            wrap(kind, "step", self._telling_of("schedule_moves", before=True))
+            wrap(kind, "step", self._scheduling)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -204,6 +205,13 @@ class LoopHooks:
             return tell_first if before else tell_then
 
         return make
+
+    def _scheduling(self, original: _Function) -> _Function:
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            self._tell("schedule_moves", scheduler, next(iter((*args, *kwargs.values())), None))
+            return original(scheduler, *args, **kwargs)
+
+        return step
 
     # ---------------------------------------------------------------- backward
 

@@ -76,8 +76,8 @@ class LoopJournal(LoopListener):
     def scheduler_made(self, scheduler: Any) -> None:
         self.schedulers.made(scheduler)
 
-    def schedule_moves(self, scheduler: Any) -> None:
-        self.schedulers.moves(scheduler)
+    def schedule_moves(self, scheduler: Any, given: Any) -> None:
+        self.schedulers.moves(scheduler, given)
 
     def evaluated(self, module: nn.Module) -> None:
         if not self.busy() and len(self.eval_sites) < MOST_EVAL_SITES:

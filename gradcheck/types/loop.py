@@ -104,6 +104,8 @@ class LoopSchedule:
     site: Location | None = None  # where it is created
     step_site: Location | None = None
     warm_up: int | None = None  # calls of step() until the rate is at its highest; None: not known
+    metrics: tuple[tuple[int, float], ...] = ()  # of a ReduceLROnPlateau: the steps before each call, and what it was given
+    mode: str = ""  # likewise: min or max
 
 
 @dataclass(frozen=True)

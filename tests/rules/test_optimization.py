@@ -176,6 +176,12 @@ class TestLearningRateTooLow:
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(steps=300), experiments=(at(10.0), later)))
         assert f.severity == expected
 
+    @pytest.mark.parametrize(("steps", "expected"), [(300, "warning"), (301, "error")])
+    def test_a_longer_run_that_was_cut_off_early_tells_nothing(self, steps, expected):
+        """Forty heads, one a step: the rate that trains them in 150,000 steps takes 3 % off in 300, and the time was up after 145 more."""
+        later = run(falling(2.3, 2.28, steps), name=SAME_RATE_LONGER, ended="budget")
+        assert only(learning_rate_too_low, moving(1e-4, probe=stalled(steps=300), experiments=(at(10.0), later))).severity == expected
+
     def test_divergence_is_never_too_low(self):
         assert findings(learning_rate_too_low, moving(1e-6, probe=diverged(), experiments=(at(10.0),))) == []
 
