@@ -185,6 +185,18 @@ class LoopAdversary:
 
 
 @dataclass(frozen=True)
+class LoopLoad:
+    """A `load_state_dict` that left its module as it was."""
+
+    kind: Literal["none", "own"]  # no entry has a name of the module's; all are the module's own tensors
+    module: str  # class name
+    entries: int
+    given: str  # name of the first entry
+    wanted: str  # of the module's first tensor
+    site: Location | None
+
+
+@dataclass(frozen=True)
 class LoopRemade:
     """Parameters that the loop draws anew in each step: of layers that are made inside `forward`."""
 
@@ -252,6 +264,7 @@ class LoopFacts:
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     remade: LoopRemade | None = None
+    loads: tuple[LoopLoad, ...] = ()
     reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told
