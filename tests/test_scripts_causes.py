@@ -443,3 +443,13 @@ for step in range(20):
 def test_a_backward_that_does_not_look_at_what_comes_in_is_no_straight_through_one(tmp_path: Path) -> None:
     finding = check(tmp_path, TERNARY, TERNARY.replace("0.1 * weight\n\nclass", "0.1 * grad\n\nclass"), "GRAPH005", "error")
     assert "backward of Ternary" in finding.message
+
+
+def test_one_of_two_optimizers_that_never_steps(tmp_path: Path) -> None:
+    faulty = (
+        GAN.replace("range(20)", "range(45)").replace("D(fake.detach())).mean()  # here", "D(fake)).mean()").replace("    od.step()\n", "")
+    )
+    faulty = faulty.replace("    loss.backward()\n    loss", "    loss.backward()  # here\n    loss")
+    cured = faulty.replace("# here\n", "\n    od.step()\n")
+    finding = check(tmp_path, faulty, cured, "LOOP001", "warning", steps=40)
+    assert "parameters of od" in finding.message

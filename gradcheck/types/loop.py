@@ -229,6 +229,7 @@ class LoopFacts:
     backwards: int  # backward passes whose gradients were meant for it
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
     error: str = ""  # the exception, when the script raised
+    beside: int = 0  # steps of the script's other optimizers, where it took none
     taken: int = 0  # all steps, where only some of them were looked at; 0: they all were
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at

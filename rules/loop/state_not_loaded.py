@@ -52,8 +52,8 @@ def state_not_loaded(m: Measurement, limits: Limits) -> Verdict:
 def _idle(load: LoopLoad) -> Finding:
     if load.kind == "own":
         message = (
-            f"load_state_dict gives the {load.module} its own tensors, all {load.entries} of them: nothing changes. state_dict() refers to the "
-            "weights, which training goes on changing"
+            f"load_state_dict gives the {load.module} its own tensors, all {load.entries} of them: nothing changes. state_dict() refers "
+            "to the weights, which training goes on changing"
         )
         evidence = Evidence("tensors that come from another place in memory", 0, 0, "=", f"of {load.entries}")
         remedy = Remedy("check-arguments", "load the state of the other model, or keep copy.deepcopy(model.state_dict())")
