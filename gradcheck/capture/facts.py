@@ -152,6 +152,7 @@ def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
     clips = tuple(c.record() for c in recorder.journal.clips.values())
     counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "rates": ()}
+    counts["loads"] = tuple(load for load, _ in recorder.journal.loads.values())
     counts |= {"schedules": recorder.journal.schedulers.calls, "made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 

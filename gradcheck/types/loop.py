@@ -265,7 +265,7 @@ class LoopFacts:
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     remade: LoopRemade | None = None
-    loads: tuple[LoopLoad, ...] = ()
+    loads: tuple[LoopLoad, ...] | None = None  # None: not looked at
     reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

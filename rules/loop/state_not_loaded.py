@@ -2,7 +2,7 @@ from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopLoad
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
 
 
 @rule("LOOP014", "state-not-loaded", up_to="warning", needs=("loop",))
@@ -46,6 +46,8 @@ def state_not_loaded(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
+    if m.loop.loads is None:
+        return not_measured("what is loaded into modules was not looked at")
     return [_idle(load) for load in m.loop.loads]
 
 
