@@ -25,6 +25,12 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
     return "error" if small and not crawls and not untold else "warning"
 
 
+def _falls(m: Measurement) -> bool:
+    """Whether the script's schedule, below the rate that it works from, only takes the rate down: it multiplies, and was given a rate."""
+    rates = (m.loop.rates if m.loop is not None else None) or (0.0,)
+    return rates[-1] < rates[0] == max(rates)
+
+
 def _divided(finding: Finding, m: Measurement, limit: float) -> Finding:
     """The same, blaming a loss that is a small part of its mean over the batch: the gradient is as much smaller."""
     call = m.losses[0] if len(m.losses) == 1 and not m.optimizer.adaptive else None
@@ -69,7 +75,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
     higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
-    measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
+    measured steps 3 to 20. Rates that a schedule is still warming up are not judged; those that it only lowers are.
 
     ## Limits and their sources
     An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
@@ -99,7 +105,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     """
     if reason := not_judged(m):
         return not_measured(reason)
-    if m.optimizer.warming_up:
+    if m.optimizer.warming_up and not _falls(m):
         return not_applicable("the rate is still being warmed up")
     outcome, ratio = training_outcome(m), update_ratio(m)
     run = best_rate(m, higher=True) if outcome == "stalls" else None
