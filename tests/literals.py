@@ -56,6 +56,7 @@ def loop(**overrides: Any) -> LoopFacts:
         "made": 1,
         "schedules_made": 0,
         "schedulers": (),
+        "loads": (),
         "clips": (),
         "retained": NOT_RETAINED,
         "scaler": NO_SCALER,

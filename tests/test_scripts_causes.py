@@ -362,3 +362,94 @@ for step in range(20):
 
 def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
     check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")
+
+
+PLATEAU = """
+x = torch.randn(256, 8)
+y = (x @ torch.randn(8, 4)).argmax(1)
+net = nn.Linear(8, 4)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)  # here
+for epoch in range(6):
+    for _ in range(8):
+        loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scheduler.step((net(x).argmax(1) == y).float().mean())
+"""
+
+
+def test_a_plateau_scheduler_that_takes_accuracy_for_a_loss(tmp_path: Path) -> None:
+    check(tmp_path, PLATEAU, PLATEAU.replace("optimizer, patience", "optimizer, 'max', patience"), "LOOP004", "warning", steps=48)
+
+
+LOADED = """
+online = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+target = copy.deepcopy(online)
+optimizer = torch.optim.Adam(online.parameters())
+for step in range(12):
+    x = torch.randn(16, 8)
+    with torch.no_grad():
+        value = x[:, :1] + 0.9 * target(x)
+    loss = F.mse_loss(online(x), value)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    target.load_state_dict(target.state_dict())  # here
+"""
+STRANGE = LOADED.replace("target.load_state_dict(target.state_dict())  # here", "target.load_state_dict(online.state_dict())").replace(
+    "optimizer =",
+    'online.load_state_dict({f"model.{k}": v + 1 for k, v in online.state_dict().items()}, strict=False)  # here\noptimizer =',
+)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "cured"),
+    [(LOADED, LOADED.replace("(target.state_dict())", "(online.state_dict())")), (STRANGE, STRANGE.replace('f"model.{k}"', "k"))],
+)
+def test_a_state_that_changes_nothing(faulty: str, cured: str, tmp_path: Path) -> None:
+    check(tmp_path, faulty, cured, "LOOP014", "warning")
+
+
+TERNARY = """
+class Ternary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return 0.1 * weight.sign() * (weight.abs() > 0.05)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return 0.1 * weight
+
+class Rounded(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, Ternary.apply(self.weight), self.bias)  # here
+
+x = torch.randn(64, 8)
+y = (x[:, 0] > 0).long()
+net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), Rounded(16, 2))
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+for step in range(20):
+    loss = F.cross_entropy(net(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_backward_that_does_not_look_at_what_comes_in_is_no_straight_through_one(tmp_path: Path) -> None:
+    finding = check(tmp_path, TERNARY, TERNARY.replace("0.1 * weight\n\nclass", "0.1 * grad\n\nclass"), "GRAPH005", "error")
+    assert "backward of Ternary" in finding.message
+
+
+def test_one_of_two_optimizers_that_never_steps(tmp_path: Path) -> None:
+    faulty = (
+        GAN.replace("range(20)", "range(45)").replace("D(fake.detach())).mean()  # here", "D(fake)).mean()").replace("    od.step()\n", "")
+    )
+    faulty = faulty.replace("    loss.backward()\n    loss", "    loss.backward()  # here\n    loss")
+    cured = faulty.replace("# here\n", "\n    od.step()\n")
+    finding = check(tmp_path, faulty, cured, "LOOP001", "warning", steps=40)
+    assert "parameters of od" in finding.message

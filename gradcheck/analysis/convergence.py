@@ -69,6 +69,15 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     return start, fmean(last), _standard_error(changes) / 2**0.5
 
 
+def untouched(run: Run) -> float:
+    """The loss before any step: where the batches differ, at the level of the end, less what the first batch lost until its last visit."""
+    losses, batches, n = run.losses, max(1, run.batches), len(run.losses)
+    if batches == 1 or n < 2 * batches or run.live:
+        return losses[0]
+    last = losses[n - _end_window(n, batches) :]
+    return fmean(last) + losses[0] - fmean(losses[n - len(last) + (-(n - len(last))) % batches :: batches])
+
+
 def _end_window(n: int, batches: int) -> int:
     """How many losses the end of a run is averaged over: whole rounds of the batches."""
     return batches * max(1, min(n // (4 * batches), -(-SETTLED_VISITS // batches)))

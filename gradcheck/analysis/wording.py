@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, relapse, relative_decrease, start_and_end, training_outcome
+from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, relapse, relative_decrease, start_and_end, training_outcome, untouched
 from gradcheck.analysis.layer_groups import names
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
@@ -120,7 +120,8 @@ def run_in_words(run: Run) -> str:
     if run.ended == "non-finite":
         return f"the loss is not finite after {steps}"
     start, end = start_and_end(run)[:2]
-    start = min(start, run.losses[0]) if run.losses and run.losses[0] < end else start  # of a rise, from what no step had changed
+    first = untouched(run) if run.losses else start
+    start = min(start, first) if first < end else start  # of a rise, from what no step had changed
     lapsed = relapse(run, run.chance)
     between = f", after {number(lapsed[0])} by step {lapsed[1]}" if lapsed is not None else ""
     return f"{steps} moved the loss from {number(start)} to {number(end)}{between}"

@@ -103,11 +103,13 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
     if watched is None:
         return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base | _without_steps(recorder))
     steps = watched.steps
-    every = [p for s in steps for p in s.passes] or watched.live
+    beside = 0 if steps else sum(len(w.steps) for w in recorder.optimizers.values())
+    every = [p for s in steps for p in s.passes] or (watched.cleared if beside else watched.live)
     site = next((p.place for p in every if p.place is not None), recorder.backward_site)
     own = LoopFacts(
         steps=len(steps),
-        backwards=len(every) if steps else recorder.backwards,
+        backwards=len(every) if steps or beside else recorder.backwards,
+        beside=beside,
         parameters=len(watched.parameters),
         moved=_moved(recorder, watched),
         losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
@@ -150,6 +152,7 @@ def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
     clips = tuple(c.record() for c in recorder.journal.clips.values())
     counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "rates": ()}
+    counts["loads"] = tuple(load for load, _ in recorder.journal.loads.values())
     counts |= {"schedules": recorder.journal.schedulers.calls, "made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 

@@ -125,6 +125,7 @@ def _decay(rule: UpdateRule, decay: float) -> dict[str, float]:
 
 
 REPEATED = NotMeasured("probe", "")
+THROWN_AWAY = 32  # passes whose gradients an optimizer cleared and never used, while others took steps: its own were forgotten
 
 
 @dataclass
@@ -228,7 +229,8 @@ def _look_at_opponents(training: Training, every: Sequence[Training]) -> None:
 def _chosen(recorder: Recorder) -> list[OptimizerTrace | None]:
     stepped = [w for w in recorder.optimizers.values() if w.steps]
     if stepped:
-        return list(joined(_first_of_their_kind(stepped)))
+        idle = [w for w in recorder.optimizers.values() if not w.steps and len(w.cleared) >= THROWN_AWAY]
+        return [*joined(_first_of_their_kind(stepped)), *idle[:1]]
     waiting = [w for w in recorder.optimizers.values() if w.live or w.cleared]
     return list(waiting[:1]) or [next(iter(recorder.optimizers.values()), None)]
 

@@ -78,8 +78,11 @@ class LoopListener:
 
     def scheduler_made(self, scheduler: Any) -> None: ...
 
-    def schedule_moves(self, scheduler: Any) -> None:
-        """`step` is called, by the loop, by another scheduler, or by its own constructor."""
+    def schedule_moves(self, scheduler: Any, given: Any) -> None:
+        """`step` is called, by the loop, by another scheduler, or by its own constructor. `given`: its first argument."""
+
+    def state_loaded(self, module: nn.Module, state: Any, result: Any) -> None:
+        """`load_state_dict` has copied a state into the module's tensors, and returns the result."""
 
     def evaluated(self, module: nn.Module) -> None:
         """`eval` is called."""
@@ -140,11 +143,13 @@ class LoopHooks:
         wrap(scaler, "update", self._telling_of("scaler_updated"))
         wrap(Optimizer, "__init__", self._telling_of("optimizer_made"))
         wrap(Optimizer, "zero_grad", self._telling_of("clears", before=True))
+        wrap(nn.Module, "load_state_dict", self._loading)
         wrap(nn.Module, "eval", self._telling_of("evaluated", before=True))
         wrap(DataLoader, "__iter__", self._telling_of("data_begun", before=True))
-        wrap(lr_scheduler.LRScheduler, "__init__", self._telling_of("scheduler_made"))
-        for kind in [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]:
-            wrap(kind, "step", self._telling_of("schedule_moves", before=True))
+        for kind in (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau):  # the constructor of the latter calls no other
+            wrap(kind, "__init__", self._telling_of("scheduler_made"))
+        for stepped in [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]:
+            wrap(stepped, "step", self._scheduling)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -208,6 +213,22 @@ class LoopHooks:
             return tell_first if before else tell_then
 
         return make
+
+    def _loading(self, original: _Function) -> _Function:
+        def load_state_dict(module: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(module, *args, **kwargs)
+            if len(args) < 3 and not kwargs.get("assign"):  # otherwise the module's tensors are those of the state by now
+                self._tell("state_loaded", module, args[0] if args else kwargs.get("state_dict"), result)
+            return result
+
+        return load_state_dict
+
+    def _scheduling(self, original: _Function) -> _Function:
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            self._tell("schedule_moves", scheduler, next(iter((*args, *kwargs.values())), None))
+            return original(scheduler, *args, **kwargs)
+
+        return step
 
     # ---------------------------------------------------------------- backward
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from gradcheck.instrument.loop_hooks import ClipKind, LoopListener
-from gradcheck.instrument.running_code import here
+from gradcheck.instrument.loop_journal import Off
+from gradcheck.instrument.running_code import here, outside
 from gradcheck.instrument.schedulers import Schedulers
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopScaler
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopLoad, LoopScaler
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.source_sites import location_of_frame, origin_of
 
 
 class Off(NamedTuple):
@@ -110,7 +112,8 @@ class LoopJournal(LoopListener):
         traced: Callable[[Optimizer], TracedOptimizer | None],
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.busy = busy
+        self.busy, self.optimizers = busy, optimizers
+        self.loads: dict[int, tuple[LoopLoad, dict[int, int]]] = {}  # by id of the module, with the steps of each optimizer before it
         self.schedulers = Schedulers(optimizers, traced, busy)
         self.clips: dict[tuple[str, Location | None], Clip] = {}
         self.scaler: Scaler | None = None  # the first one
@@ -124,8 +127,24 @@ class LoopJournal(LoopListener):
     def scheduler_made(self, scheduler: Any) -> None:
         self.schedulers.made(scheduler)
 
-    def schedule_moves(self, scheduler: Any) -> None:
-        self.schedulers.moves(scheduler)
+    def schedule_moves(self, scheduler: Any, given: Any) -> None:
+        self.schedulers.moves(scheduler, given)
+
+    def state_loaded(self, module: nn.Module, state: Any, result: Any) -> None:
+        frame = outside()
+        if self.busy() or frame is None or origin_of(frame.f_code.co_filename) != "user" or not isinstance(state, Mapping):
+            return
+        own = {name: t for found in (module.named_parameters(), module.named_buffers()) for name, t in found}
+        kind: Literal["none", "own"] | None = None
+        if state and own and not any(name in own for name in state) and len(getattr(result, "unexpected_keys", ())) == len(state):
+            kind = "none"
+        elif state and all(_is_same(own.get(name), value) for name, value in state.items()):
+            kind = "own"
+        if kind is None:
+            self.loads.pop(id(module), None)  # what was left out before has come now
+        elif id(module) not in self.loads and len(self.loads) < MOST_EVAL_SITES:
+            load = LoopLoad(kind, type(module).__name__, len(state), next(iter(state)), next(iter(own)), location_of_frame(frame))
+            self.loads[id(module)] = load, {key: t.taken for key, t in self.optimizers().items()}
 
     def evaluated(self, module: nn.Module) -> None:
         if not self.busy() and len(self.eval_sites) < MOST_EVAL_SITES:
@@ -211,8 +230,16 @@ class LoopJournal(LoopListener):
             "schedules": schedules.calls,
             "schedulers": schedules.facts(traced),
             "schedule_site": schedules.step_site,
+            "loads": tuple(load for load, taken in self.loads.values() if traced.taken > taken.get(id(traced.optimizer), 0)),
             **traced.facts(),
         }
+
+
+def _is_same(mine: torch.Tensor | None, other: Any) -> bool:
+    """Whether both are one tensor in memory; nothing is known of those without a place there."""
+    if mine is None or not isinstance(other, torch.Tensor) or mine.layout is not torch.strided or other.layout is not torch.strided:
+        return False
+    return bool(local(mine).data_ptr()) and local(mine).data_ptr() == local(other).data_ptr()
 
 
 @dataclass

@@ -9,6 +9,7 @@ from statistics import median
 from types import FrameType
 from typing import Any, Literal
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
 from gradcheck.instrument.running_code import outside, variable_of
@@ -39,6 +40,7 @@ class SeenScheduler:
     step_site: Location | None = None
     loops: tuple[Loop, ...] = ()  # around the first call
     after: list[int] = field(default_factory=list)  # steps of its optimizer before each call
+    metrics: list[float] = field(default_factory=list)  # that a ReduceLROnPlateau was given by each
 
 
 class Schedulers:
@@ -85,12 +87,12 @@ class Schedulers:
             seen.running = loops_around(frame)[: -1 if made_once(frame) else None]
             traced.schedulers.setdefault(seen.site, []).append(0)
 
-    def moves(self, scheduler: Any) -> None:
+    def moves(self, scheduler: Any, given: Any) -> None:
         frame = outside()
         if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
-            self._moved(scheduler, frame)
+            self._moved(scheduler, frame, given)
 
-    def _moved(self, scheduler: Any, frame: FrameType) -> None:
+    def _moved(self, scheduler: Any, frame: FrameType, given: Any) -> None:
         traced = next((w for w in self.optimizers().values() if drives(scheduler, w)), None)
         if traced is None:
             return
@@ -106,6 +108,8 @@ class Schedulers:
             made[-1] += 1  # a step of the last one that was made at its place
         if len(seen.after) < _KEPT:
             seen.after.append(traced.taken)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                seen.metrics.append(float(given))
 
     def name(self, traced: TracedOptimizer) -> None:
         """Notes the variables of an optimizer's schedulers, which are bound once it takes steps."""
@@ -132,6 +136,8 @@ class Schedulers:
             seen.site,
             seen.step_site,
             warm_up,
+            tuple(zip(seen.after, seen.metrics, strict=True)) if seen.metrics else (),
+            getattr(seen.scheduler, "mode", "") if seen.metrics else "",
         )
 
     def _own(self, loops: tuple[Loop, ...] | None, seen: SeenScheduler) -> tuple[Loop, ...] | None:

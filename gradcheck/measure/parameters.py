@@ -136,6 +136,15 @@ def _describe(watched: Sequence[Watched]) -> None:
             w.set_moments(stats)
 
 
+def mark_moved(watched: Iterable[Watched], original: nn.Module) -> set[str]:
+    """Names of those that no measured step reached, and that training changed all the same: others did. They count as used from now on."""
+    before = dict(original.named_parameters(remove_duplicate=False))
+    moved = {w.name: w for w in watched if not w.used and w.name in before and not torch.equal(local(w.tensor), local(before[w.name]))}
+    for w in moved.values():
+        w.used = True
+    return set(moved)
+
+
 def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
     """`model`: the user's, whose parameters have these places."""
     places = {name: sites.get(id(p)) for name, p in model.named_parameters()}

@@ -22,7 +22,7 @@ from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
 from gradcheck.measure.facts import shown_places
 from gradcheck.measure.fitting import COMPARED, cut_to
 from gradcheck.measure.layers import Layers
-from gradcheck.measure.parameters import StepWatch, Watched, records, watch
+from gradcheck.measure.parameters import StepWatch, Watched, mark_moved, records, watch
 from gradcheck.measure.parts import put_together
 from gradcheck.measure.probe import FINAL_STEPS, Probe, told_by
 from gradcheck.measure.profile import profile
@@ -335,7 +335,9 @@ class Session:
     ) -> Measurement:
         w, first = self.workload, self.first
         layers = self.layers.records(self.sites, profiles)
-        cuts = lasting(self.first.cuts, {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)})
+        moved = mark_moved(self.watched, w.model)
+        reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
+        cuts = lasting(self.first.cuts, reached | moved)
         places = shown_places(w, self.sites, first, (*layers, *cuts, *bad), checked.values)
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)

@@ -104,6 +104,8 @@ class LoopSchedule:
     site: Location | None = None  # where it is created
     step_site: Location | None = None
     warm_up: int | None = None  # calls of step() until the rate is at its highest; None: not known
+    metrics: tuple[tuple[int, float], ...] = ()  # of a ReduceLROnPlateau: the steps before each call, and what it was given
+    mode: str = ""  # likewise: min or max
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,18 @@ class LoopAdversary:
 
 
 @dataclass(frozen=True)
+class LoopLoad:
+    """A `load_state_dict` that left its module as it was."""
+
+    kind: Literal["none", "own"]  # no entry has a name of the module's; all are the module's own tensors
+    module: str  # class name
+    entries: int
+    given: str  # name of the first entry
+    wanted: str  # of the module's first tensor
+    site: Location | None
+
+
+@dataclass(frozen=True)
 class LoopRemade:
     """Parameters that the loop draws anew in each step: of layers that are made inside `forward`."""
 
@@ -215,6 +229,7 @@ class LoopFacts:
     backwards: int  # backward passes whose gradients were meant for it
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
     error: str = ""  # the exception, when the script raised
+    beside: int = 0  # steps of the script's other optimizers, where it took none
     taken: int = 0  # all steps, where only some of them were looked at; 0: they all were
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
@@ -250,6 +265,7 @@ class LoopFacts:
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     remade: LoopRemade | None = None
+    loads: tuple[LoopLoad, ...] | None = None  # None: not looked at
     reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

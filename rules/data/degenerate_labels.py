@@ -1,6 +1,5 @@
 from collections.abc import Sequence
-
-from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
+from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, probe_failure
 from gradcheck.types.data import LabelFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
@@ -23,6 +22,7 @@ BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
         "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
         "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
     },
+    explains=("OPT001", "LOSS005"),
 )
 def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     """The class labels carry little information: a single class, a class that hardly occurs, or batches of one class each.
@@ -42,9 +42,9 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     One class only is an error from `labels` 16 labels on, when the model has more than one output class. `imbalance` 0.01:
     the rarest class that occurs, over the most frequent one (heuristic); a warning where the most frequent one has
     `majority` 0.9 of all labels (heuristic), else info: weights for one of many classes cost accuracy on the others.
-    `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show. More than
-    `most-classes` 100 classes, and labels for each token or pixel, are exempt. One target in all calls of a binary cross entropy, at
-    least two of one net that is trained, is an error: the same output is best for all.
+    `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show; an error where the probe
+    training failed. More than `most-classes` 100 classes, and labels for each token or pixel, are exempt. One target in all
+    calls of a binary cross entropy, at least two of one net that is trained, is an error: the same output is best for all.
 
     ## When to ignore it
     When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data
@@ -147,8 +147,9 @@ def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) 
     if size < 2 or not (labels.sorted or ratio < limits["variety"]):
         return None
     order = "labels come in order; " if labels.sorted else ""
+    failure = probe_failure(m)
     return found(
-        "warning",
+        "error" if failure else "warning",
         f"the data are not shuffled: {order}a batch holds {number(seen)} classes on average, shuffled ones would hold {number(expected)} "
         f"(limit {number(limits['variety'])} of that): steps pull towards one class after the other",
         location=_loss_site(m),
@@ -161,4 +162,5 @@ def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) 
             ),
         ),
         remedies=(Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),),
+        confirmed=failure,
     )

@@ -17,4 +17,5 @@ RULES = (
     "accumulation_unweighted",
     "average_incomplete",
     "schedule_misplaced",
+    "state_not_loaded",
 )

@@ -1,6 +1,6 @@
 from gradcheck.analysis.wording import BY_VALUE
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -28,7 +28,8 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     else changes them, the rule is silent.
 
     ## Limits and their sources
-    At least `backwards` 8 backward passes without a step (heuristic): fewer may belong to a step that was yet to come.
+    At least `backwards` 8 backward passes without a step (heuristic): fewer may belong to a step that was yet to come. A warning
+    where other optimizers of the script step: 32 passes whose gradients one clears and never uses may be those before its turn.
 
     ## When to ignore it
     When the gradients themselves are the result, as in saliency maps or sensitivity studies.
@@ -58,8 +59,11 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
     name = loop.optimizer or "optimizer"
     count = f"none of the {loop.parameters} parameters of {name}" if loop.parameters else "no parameter"
-    message = f"{loop.backwards} backward passes and not a single step: {count} changes, and the model stays as it was"
+    rest = f"while other optimizers take {loop.beside} steps" if loop.beside else "and the model stays as it was"
+    message = f"{loop.backwards} backward passes and not a single step: {count} changes, {rest}"
     evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
     by_hand = "" if loop.parameters else ", or change the parameters themselves in place: `p = p - ...` makes another tensor"
     remedies = (Remedy("call-step", f"call {name}.step() after backward(){by_hand}"),)
-    return [found("error", message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
+    severity: Severity = "warning" if loop.beside else "error"
+    confirmed = "" if loop.beside else BY_VALUE
+    return [found(severity, message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=confirmed)]

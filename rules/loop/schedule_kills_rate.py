@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
@@ -22,6 +23,8 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
         "steps_after": Limit(5, "steps", "heuristic: the last steps of a schedule may end near 0"),
         "early": Limit(50, "steps", "heuristic: no training is finished after so few"),
         "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
+        "calls": Limit(4, "calls of step()", "heuristic: fewer may go the wrong way by chance"),
+        "level": Limit(2, "times the loss", "heuristic: losses of training and validation lie closer at first, shares and ranks rarely"),
     },
     explains=(
         "OPT001",
@@ -43,18 +46,22 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Learning rates that fall to a small part of their highest value within a few steps and stay there, and rates that
-    grow faster and faster. Usually a scheduler designed for epochs is stepped with every batch.
+    grow faster and faster. Usually a scheduler designed for epochs is stepped with every batch. A `ReduceLROnPlateau` in the
+    wrong mode, which takes a rising accuracy for a loss that gets no lower.
 
     ## Why it matters
     Once the rate is gone the weights stand still, however long the script runs. A rate that explodes makes the weights explode.
 
     ## How it is measured
-    The script is run for up to 200 steps, as far as they take less than 3 s, and the rate of each step is noted.
+    The script is run for up to 200 steps, as far as they take less than 3 s, and the rate of each step is noted, as is what a
+    `ReduceLROnPlateau` is given.
 
     ## Limits and their sources
     A rate below `share-of-peak` 0.001 of its highest value for at least `steps-after` 5 steps at the end, and for as many as
     came before: an error when it got there within `early` 50 steps, a warning later. A rate that is more than `explosion`
-    100 times the scheduler's base rate, is the highest so far, and rises faster and faster: an error. All are heuristic.
+    100 times the scheduler's base rate, is the highest so far, and rises faster and faster: an error. A warning: at least `calls`
+    4 numbers that a `ReduceLROnPlateau` was given are all worse in its mode than the first while the loss fell, the rate was cut, and
+    the first is within `level` 2 times the loss in mode `max`, or is not in mode `min`. All are heuristic.
 
     ## When to ignore it
     When the steps after the schedule's end should do nothing.
@@ -86,7 +93,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
         return not_measured("the rate was not looked at in each step" if loop.rates is None else "the script took no step")
     if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):
         return not_applicable("the rate does not change over the steps of the script")
-    finding = _exploding(loop, loop.rates, limits) or _dying(loop, loop.rates, limits)
+    finding = _exploding(loop, loop.rates, limits) or _contrary(loop, loop.rates, limits) or _dying(loop, loop.rates, limits)
     return [finding] if finding is not None else []
 
 
@@ -119,6 +126,31 @@ def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Findi
     )
     evidence = Evidence("rate over the base rate", rates[-1] / base, limits["explosion"], ">", "times")
     return _schedule(loop, "error", message, evidence)
+
+
+def _contrary(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Finding | None:
+    """A ReduceLROnPlateau whose number went the way that it takes for bad in every call, while the training went well."""
+    quarter = len(loop.losses) // 4
+    if not quarter or not rates[-1] < max(rates) or not fmean(loop.losses[-quarter:]) < fmean(loop.losses[:quarter]):
+        return None
+    for s in loop.schedulers or ():
+        if len(s.metrics) < limits["calls"]:
+            continue
+        (steps, first), *rest = s.metrics
+        level = fmean(loop.losses[: max(1, steps)])
+        near = level > 0 and 1 / limits["level"] <= first / level <= limits["level"]
+        if near != (s.mode == "max") or not all(value < first if near else value > first for _, value in rest):
+            continue
+        moves, right = ("falls", "min") if near else ("rises", "max")
+        message = (
+            f"the {s.kind} waits in mode '{s.mode}' for a number that {moves}, from {number(first)} to {number(rest[-1][1])} in "
+            f"{len(s.metrics)} calls of step() (limit {number(limits['calls'])}), while the loss falls: it counts every call as bad, and "
+            f"has cut the rate from {number(max(rates))} to {number(rates[-1])}"
+        )
+        evidence = Evidence("calls with a number worse than the first", len(rest), limits["calls"] - 1, ">=", "calls of step()")
+        remedy = Remedy("change-schedule", f"build it with mode='{right}'")
+        return found("warning", message, location=s.site or s.step_site, evidence=(evidence,), remedies=(remedy,))
+    return None
 
 
 def _often(loop: LoopFacts) -> str:

@@ -7,13 +7,13 @@ from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, r
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule
-from gradcheck.types.training import Run
+from gradcheck.types.training import SAME_RATE_LONGER, Run
 
 
 def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits: Limits) -> Severity:
     """An error when the updates are small too, and the loss hardly moved. A higher rate got clearly further: it was chosen so.
 
-    A rate of usual size that learned `later` is only slow.
+    A rate of usual size that learned `later` is only slow; and so may be one whose longer run the time cut off.
     """
     if m.pretrained or (later is not None and ratio is not None and ratio >= limits["usual_ratio"]):
         return "info"
@@ -21,7 +21,14 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
         return "warning"
     small = ratio is None or ratio < limits["update_ratio"]
     crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
-    return "error" if small and not crawls else "warning"
+    untold = any(r.name == SAME_RATE_LONGER and r.ended == "budget" and len(r.losses) <= len(m.probe.losses) for r in m.experiments)
+    return "error" if small and not crawls and not untold else "warning"
+
+
+def _falls(m: Measurement) -> bool:
+    """Whether the script's schedule, below the rate that it works from, only takes the rate down: it multiplies, and was given a rate."""
+    rates = (m.loop.rates if m.loop is not None else None) or (0.0,)
+    return rates[-1] < rates[0] == max(rates)
 
 
 def _divided(finding: Finding, m: Measurement, limit: float) -> Finding:
@@ -68,14 +75,14 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
     higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
-    measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
+    measured steps 3 to 20. Rates that a schedule is still warming up are not judged; those that it only lowers are.
 
     ## Limits and their sources
     An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
-    one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 % of the weight. Else, and when the
-    loss crawls down by `crawl` 6 %, a warning. A rate that learns within ten times the probe's steps is a warning, and advice
-    where its updates are `usual-ratio` 0.1 % of the weight or more. Without
-    experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
+    one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 % of the weight. Else, when the loss
+    crawls down by `crawl` 6 %, and when there was no time for more steps than the probe's, a warning. A rate that learns
+    within ten times the probe's steps is a warning, and advice where its updates are `usual-ratio` 0.1 % of the weight or
+    more. Without experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
     get advice only. Where the one loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
     batch, divided by the size of the data set, say, that is named, and its line.
@@ -98,7 +105,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     """
     if reason := not_judged(m):
         return not_measured(reason)
-    if m.optimizer.warming_up:
+    if m.optimizer.warming_up and not _falls(m):
         return not_applicable("the rate is still being warmed up")
     outcome, ratio = training_outcome(m), update_ratio(m)
     run = best_rate(m, higher=True) if outcome == "stalls" else None

@@ -102,3 +102,9 @@ def test_a_failing_probe_confirms_unless_its_optimizer_was_assumed_and_another_o
 @pytest.mark.parametrize(("end", "clearly"), [(2.10, False), (2.00, True)])
 def test_ten_percent_is_learning_clearly(end, clearly):
     assert learns_clearly(measurement(probe=run(falling(2.3, end)))) is clearly
+
+
+def test_an_easy_first_batch_makes_no_rise() -> None:
+    """Three batches in turn, each a little better at each visit."""
+    losses = [level * 0.999**i for i in range(100) for level in (0.6, 2.5, 5.6)]
+    assert run_in_words(run(losses, batches=3)) == "300 steps moved the loss from 2.9 to 2.63"

@@ -184,3 +184,31 @@ def test_a_teacher_that_each_step_makes_is_no_layer(tmp_path: Path) -> None:
     teacher = "nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 10))"
     text = text.replace("F.cross_entropy(net(x[i]), y[i])", f"F.mse_loss(net(x[i]), {teacher}(x[i]))")
     assert not [f for r in scan(written(tmp_path, text), steps=12) for f in r.findings if "made anew" in f.message]
+
+
+def test_heads_that_the_loop_chooses_among_are_trained(tmp_path: Path) -> None:
+    text = (
+        DATA
+        + """
+import random
+random.seed(0)
+body, heads = nn.Linear(32, 16), nn.ModuleList(nn.Linear(16, 10) for _ in range(12))
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.heads = body, heads
+
+    def forward(self, x, t):
+        return self.heads[t](torch.relu(self.body(x)))
+
+net = Net()
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+for step in range(200):
+    i = torch.randint(512, (64,))
+    loss = F.cross_entropy(net(x[i], random.randrange(12)), y[i])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+    )
+    assert "GRAPH001" not in codes(scan(written(tmp_path, text), steps=60))

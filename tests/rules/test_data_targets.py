@@ -67,6 +67,11 @@ class TestDegenerateLabels:
         f = only(degenerate_labels, labelled(classes=2, counts=(64, 64), classes_per_batch=(1, 1, 1, 1)))
         assert f.severity == "warning" and "1 classes on average" in f.message and f.remedies[0].name == "shuffle-data"
 
+    def test_sorted_labels_on_which_the_probe_fails_are_the_cause(self):
+        """Digits by class at a rate of 0.1: one epoch after the other ends at the last class, and a tenth of the rate looks better."""
+        m = labelled({"probe": stalled()}, classes=2, counts=(64, 64), classes_per_batch=(1, 1, 1, 1))
+        assert severities(degenerate_labels, m) == ["error"]
+
     def test_sorted_labels_are_a_warning(self):
         assert severities(degenerate_labels, labelled(sorted=True, classes=4, counts=(32,) * 4, classes_per_batch=(3, 3, 3, 3))) == [
             "warning"

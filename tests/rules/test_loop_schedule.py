@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gradcheck.instrument.schedulers import laid_out
+from gradcheck.rules.loop.schedule_kills_rate import schedule_kills_rate
 from gradcheck.rules.loop.schedule_misplaced import schedule_misplaced
 from gradcheck.types.loop import LoopSchedule
 from tests.literals import location, loop, measurement
@@ -85,3 +86,35 @@ class TestScheduleMisplaced:
         assert no_verdict(schedule_misplaced, seen(length=None)) == "not-applicable"
         assert no_verdict(schedule_misplaced, measurement(loop=loop())) == "not-applicable"
         assert no_verdict(schedule_misplaced, measurement()) == "not-applicable"
+
+
+RISES, FALLS, LOSS = (0.1, 0.3, 0.4, 0.35), (0.4, 0.3, 0.1, 0.2), (2.3, 2.0, 1.7, 1.8)
+OVERFIT = (1.9, 2.0, 2.2, 2.4)  # a validation loss that only rises
+
+
+class TestPlateausInTheWrongMode:
+    @pytest.mark.parametrize(
+        ("mode", "given", "expected"),
+        [
+            ("min", RISES, ["warning"]),
+            ("min", RISES[:3], []),
+            ("min", FALLS, []),
+            ("min", OVERFIT, []),
+            ("min", (0.1, 0.3, 0.05, 0.3), []),
+            ("max", LOSS, ["warning"]),
+            ("max", RISES, []),
+            ("max", FALLS, []),  # an accuracy may fall
+        ],
+    )
+    def test_a_number_that_goes_the_other_way_in_every_call(self, mode, given, expected):
+        plateau = schedule(kind="ReduceLROnPlateau", mode=mode, metrics=tuple((10 * i + 10, x) for i, x in enumerate(given)))
+        assert severities(schedule_kills_rate, self.seen(plateau)) == expected
+
+    def test_a_rate_that_was_not_cut_is_no_matter(self):
+        plateau = schedule(kind="ReduceLROnPlateau", mode="min", metrics=tuple((10 * i + 10, x) for i, x in enumerate(RISES)))
+        assert findings(schedule_kills_rate, self.seen(plateau, rates=(1e-3,) * 20 + (2e-3,) * 20)) == []
+        assert findings(schedule_kills_rate, self.seen(plateau, losses=(2.3,) * 40)) == []
+
+    def seen(self, plateau: LoopSchedule, **overrides: Any) -> Any:
+        values = {"schedulers": (plateau,), "rates": (1e-3,) * 20 + (2e-4,) * 20, "losses": tuple(2.3 - 0.01 * i for i in range(40))}
+        return measurement(loop=loop(**values | overrides))

@@ -12,7 +12,7 @@ from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_to
 from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too_low
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.training import SAME_RATE_LONGER, Curve, LogFacts, Run
-from tests.literals import diverged, falling, location, loss_call, measurement, optimizer, parameter, parameter_steps, run, stalled
+from tests.literals import diverged, falling, location, loop, loss_call, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 ASSUMED = optimizer(given=False)
@@ -176,6 +176,12 @@ class TestLearningRateTooLow:
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(steps=300), experiments=(at(10.0), later)))
         assert f.severity == expected
 
+    @pytest.mark.parametrize(("steps", "expected"), [(300, "warning"), (301, "error")])
+    def test_a_longer_run_that_was_cut_off_early_tells_nothing(self, steps, expected):
+        """Forty heads, one a step: the rate that trains them in 150,000 steps takes 3 % off in 300, and the time was up after 145 more."""
+        later = run(falling(2.3, 2.28, steps), name=SAME_RATE_LONGER, ended="budget")
+        assert only(learning_rate_too_low, moving(1e-4, probe=stalled(steps=300), experiments=(at(10.0), later))).severity == expected
+
     def test_divergence_is_never_too_low(self):
         assert findings(learning_rate_too_low, moving(1e-6, probe=diverged(), experiments=(at(10.0),))) == []
 
@@ -189,6 +195,12 @@ class TestLearningRateTooLow:
     def test_a_rate_that_is_warming_up_is_not_judged(self):
         m = moving(1e-6, probe=stalled(), experiments=(at(10.0),), optimizer=optimizer(warming_up=True))
         assert no_verdict(learning_rate_too_low, m) == "not-applicable"
+
+    def test_a_schedule_that_multiplies_by_a_rate_only_lowers_it(self):
+        """LambdaLR with `lambda step: lr * decay(step)`: the rate is lr squared."""
+        schedule = loop(rates=tuple(1e-6 * 0.99**i for i in range(40)))
+        m = moving(1e-6, probe=stalled(), experiments=(at(10.0),), optimizer=optimizer(warming_up=True), loop=schedule)
+        assert severities(learning_rate_too_low, m) == ["error"]
 
     @pytest.mark.parametrize("lenient", [{"optimizer": ASSUMED}, {"pretrained": True}])
     def test_assumed_optimizers_and_fine_tuning_get_advice_only(self, lenient):

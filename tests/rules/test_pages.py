@@ -106,6 +106,7 @@ CATALOGUE = {
     "LOOP011": ("accumulation-unweighted", "warning"),
     "LOOP012": ("average-incomplete", "warning"),
     "LOOP013": ("schedule-misplaced", "warning"),
+    "LOOP014": ("state-not-loaded", "warning"),
     "LOG001": ("log-loss-not-finite", "error"),
     "LOG002": ("log-loss-diverged", "error"),
     "LOG003": ("log-loss-spikes", "warning"),

@@ -239,16 +239,28 @@ class _Case:
 
     def __init__(self, call: Call, seed: int) -> None:
         self.call, self.seed = call, seed
-        leaves = [a.clone().requires_grad_() if n else None for a, n in zip(call.args, call.needs, strict=True)]
+        self.gradients = self._backward(1.0)
+
+    def _backward(self, factor: float) -> list[torch.Tensor | None]:
+        """The gradients of the arguments, for an incoming gradient of random numbers times a factor."""
+        leaves = [a.clone().requires_grad_() if n else None for a, n in zip(self.call.args, self.call.needs, strict=True)]
         with torch.enable_grad():
-            outputs = self._apply([a if leaf is None else leaf.clone() for a, leaf in zip(call.args, leaves, strict=True)])
+            outputs = self._apply([a if leaf is None else leaf.clone() for a, leaf in zip(self.call.args, leaves, strict=True)])
             live = [y for y in outputs if y.requires_grad]
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(self.seed)
             self.weights = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in live]
             self.live = [k for k, y in enumerate(outputs) if y.requires_grad]
             wanted = [leaf for leaf in leaves if leaf is not None]
-            found = iter(torch.autograd.grad(live, wanted, self.weights, allow_unused=True) if live else [None] * len(wanted))
-        self.gradients = [None if leaf is None else _or_zeros(next(found), leaf) for leaf in leaves]
+            incoming = [factor * w for w in self.weights]
+            found = iter(torch.autograd.grad(live, wanted, incoming, allow_unused=True) if live else [None] * len(wanted))
+        return [None if leaf is None else _or_zeros(next(found), leaf) for leaf in leaves]
+
+    def _is_deaf(self) -> bool:
+        """Whether an argument gets the same gradient whatever comes in. A loss may count on a 1, what puts out several numbers may not."""
+        if all(w.numel() == 1 for w in self.weights):
+            return False
+        pairs = zip(self.gradients, self._backward(-2.0), strict=True)
+        return any(a is not None and b is not None and bool(a.any()) and torch.equal(a, b) for a, b in pairs)
 
     def _apply(self, args: Sequence[Any]) -> list[torch.Tensor]:
         seed_all(self.seed)
@@ -283,6 +295,8 @@ class _Case:
 
     def intention(self) -> Intended | None:
         """What the backward is for, judged by what the forward does with its arguments and the backward with the gradient."""
+        if self._is_deaf():
+            return None
         here = self._outputs(0)
         same = [k for k in range(len(self.call.args)) if len(here) == 1 and self._same(here[0], k)]
         if same:
