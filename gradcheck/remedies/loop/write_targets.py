@@ -5,7 +5,7 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.nodes import argument, assigned, called, closed, is_literal, remove_argument, set_argument
-from gradcheck.remedies.loop.write_weighting import NUMBERS
+from gradcheck.remedies.loop.write_once import NUMBERS
 from gradcheck.types.fix import Fix
 
 
