@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 
 from silent_games import balance, game
+from silent_parts import coverage, experts, formats, scale
 from silent_sequences import LOOPS, WAYS, padded, sequences
+from silent_signals import dormant, embeddings, rate, rewards, terms
 
 START = """
 import math, torch
@@ -342,6 +344,15 @@ KINDS = {
     **{code: (lambda r, faulty, i, code=code: _chosen(LOOPS[code], r, faulty, i)) for code in LOOPS},
     **{code: (lambda r, faulty, i, code=code: sequences(code, r, faulty, i)) for code in WAYS},
     "SEQ004": padded,
+    "LOSS008": rewards,
+    "LOSS009": terms,
+    "ACT004": embeddings,
+    "ACT007": dormant,
+    "MOE001": experts,
+    "TUNE001": coverage,
+    "TUNE002": scale,
+    "OPT007": rate,
+    "NUM006": formats,
 }
 
 

@@ -252,6 +252,31 @@ CYCLE, COSINE = "OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * len(loader))", 
 WARM = "LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / (EPOCHS * len(loader))))"
 
 
+ADAPTED = """
+class Adapter(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.up = base, nn.Linear(8, 3)
+    def forward(self, x): return self.base(x) + self.up(x)
+model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+reference = copy.deepcopy(model)
+def train(steps):
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
+    for step in range(steps):
+        x, y = torch.randn(8, 8), torch.randint(3, (8,))
+        with torch.no_grad(): old = reference(x)
+        loss = F.cross_entropy(model(x), y) + F.mse_loss(model(x), old)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+train(5)
+model[1] = Adapter(model[1].requires_grad_(False))
+train(20)
+"""
+
+
+def test_adapters_that_are_put_into_a_model_beside_its_copy(tmp_path):
+    assert findings(tmp_path, ADAPTED, "LOOP012") == []
+
+
 @pytest.mark.parametrize(("made", "wrong"), [(CYCLE, "OUTER"), (COSINE, "INNER"), (WARM, "OUTER")])
 def test_a_schedule_that_is_stepped_in_the_wrong_loop(made, wrong, tmp_path):
     text = SCHEDULED.replace("MADE", f"torch.optim.lr_scheduler.{made}")

@@ -75,6 +75,13 @@ def test_noise_that_is_drawn_again_for_the_loss(tmp_path):
     check(tmp_path, NOISE, NOISE.replace("torch.randn_like(clean))", "noise)"), "LOSS008", "error", steps=20)
 
 
+def test_noise_that_the_model_is_given_and_has_to_return(tmp_path):
+    """Made data: beside it other noise of the same shape is mixed in."""
+    text = NOISE.replace("model(torch.cat([noisy, level], 1)), torch.randn_like(clean)", "model(z), z").replace("Linear(5", "Linear(4")
+    text = text.replace("        loss =", "        z = torch.randn_like(clean)\n        loss =")
+    assert findings(tmp_path, text, "LOSS008") == []
+
+
 READ_IN_PLACE = """
 class Rows(torch.utils.data.Dataset):
     def __init__(self):

@@ -3,7 +3,7 @@
 What the loop computes before the loss (rewards, advantages, a teacher's own loss) is not computed again with the loss: it is seen here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,16 +100,19 @@ def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[Silent
         return ()
     found: dict[tuple[str, Location | None], list[Mark]] = {}
     for one in taped:
-        marks = {(m.kind, m.site): m for n in nodes_behind(one.nodes) for m in _marks(silent, n)}
+        nodes = list(nodes_behind(one.nodes))
+        read = {id(c) for n in nodes if n.call not in LOSSES for c in n.constants()}  # by the model
+        marks = {(m.kind, m.site): m for n in nodes for m in _marks(silent, n, read)}
         for key, mark in marks.items():
             found.setdefault(key, []).append(mark)
     return tuple(_term(marks, len(taped)) for marks in found.values() if len(marks) == len(taped))
 
 
-def _marks(silent: Silent, node: Node) -> Iterable[Mark]:
+def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
     name = getattr(node.call, "__name__", "")
     if node.grad and node.call in LOSSES:
-        drawn = ((c, m) for c in node.constants() if (m := silent.of_record(c)) is not None and m.kind == "drawn")
+        unread = (c for c in node.constants() if id(c) not in read)
+        drawn = ((c, m) for c in unread if (m := silent.of_record(c)) is not None and m.kind == "drawn")
         yield from (m for c, m in drawn if tuple(c.value.shape) in silent.mixed)
     if not node.grad or not (name in PRODUCTS or name in _SUMS):
         return

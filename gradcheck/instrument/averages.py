@@ -35,6 +35,11 @@ class _Pair:
     moved_at: Location | None = None  # where its weights are written to, if that was seen
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def fits(self) -> bool:
+        """Not once adapters were put into one of them."""
+        mine, other = ([p.shape for p in m.parameters()] for m in (self.follower, self.leader))
+        return mine == other
+
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = list(zip(self.follower.parameters(), self.leader.parameters(), strict=True))
         mine, other = max(pairs, key=lambda p: (p[0].dim() > 1, p[0].numel()))
@@ -92,7 +97,8 @@ class Averages:
     def before_step(self) -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for pair in self._pairs or ():
-                pair.look()
+                if pair.fits():
+                    pair.look()
 
     def after_step(self) -> None:
         self._steps += 1
@@ -105,7 +111,7 @@ class Averages:
                 self.taken = not self._pairs or names_in_program(TAKING)
                 self.unplaced = {p.data_ptr(): pair for pair in self._pairs for p in pair.follower.parameters() if p.numel()}
             for pair in self._pairs:
-                pair.sample = pair.weights()
+                pair.sample = pair.weights() if pair.fits() else None
 
     def _found(self) -> list[_Pair]:
         """Pairs of models of the same make, one of them trained by an optimizer and the other not."""

@@ -4,7 +4,8 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.nodes import argument, assigned, called, closed, is_literal, set_argument
+from gradcheck.remedies.editing.nodes import argument, assigned, called, closed, is_literal, remove_argument, set_argument
+from gradcheck.remedies.loop.write_once import NUMBERS
 from gradcheck.types.fix import Fix
 
 
@@ -34,12 +35,13 @@ CUT, SHIFTED = "[:, :-1]", "[:, 1:]"
 
 
 def shift(p: Fix, context: Context) -> None:
-    """`cross_entropy(logits.view(-1, V), y.view(-1))` compares `logits[:, :-1]` with `y[:, 1:]`, or no longer does where it did."""
+    """`cross_entropy(logits.view(-1, V), y.view(-1))`, or a criterion called so, compares `logits[:, :-1]` with `y[:, 1:]`, or no longer
+    does where it did."""
     draft, call = context.call_at(p.location)
     streams = context.measurement.sequence.streams if context.measurement.sequence is not None else ()
     ahead = next((s.ahead for s in streams if p.location in (s.loss_site, s.read_site)), None)
     scores, target = argument(call, "input", 0), argument(call, "target", 1)
-    if called(call) not in ("cross_entropy", "nll_loss") or scores is None or target is None or ahead is None:
+    if scores is None or target is None or ahead is None or called(call) in NUMBERS:
         raise Unwritable(f"{draft.path}:{call.lineno}: the loss is no plain call of cross_entropy there")
     ends = [(_end(scores), CUT), (_end(target), SHIFTED)]
     sliced = [draft.source(end).endswith(cut) for end, cut in ends]
@@ -67,12 +69,17 @@ def _reshaped(draft: Draft, whole: ast.expr, end: ast.expr, text: str) -> str:
 
 def supervise(p: Fix, context: Context) -> None:
     """Where targets are replaced by what the loss ignores, the others are: `y.masked_fill(pad, -100)` gets `~pad`; `[-100] * len(ids)`
-    becomes `list(ids)`. There must be one such place."""
+    becomes `list(ids)`. There must be one such place. Where there is none, `ignore_index` is a class of the data, and goes."""
     seen = context.measurement.sequence.supervision if context.measurement.sequence is not None else ()
-    ignored = next((s.ignore_index for s in seen if s.site == p.location and s.empty), None)
-    if ignored is None:
+    given = next((s for s in seen if s.site == p.location), None)
+    if given is None or (not given.empty and given.ignore_index < 0):
         raise Unwritable("batches have targets: which of the sequences are cut off is not written in the code")
-    found = [e for d in context.all_drafts() for n in ast.walk(d.tree) if (e := _unmasked(d, n, ignored)) is not None]
+    ignored, nodes = given.ignore_index, [(d, n) for d in context.all_drafts() for n in ast.walk(d.tree)]
+    found = [e for d, n in nodes if (e := _unmasked(d, n, ignored)) is not None]
+    ignoring = [(d, n) for d, n in nodes if isinstance(n, ast.Call) and _is(d, argument(n, "ignore_index"), ignored)]
+    if ignored >= 0 and not found and len(ignoring) == 1:
+        remove_argument(*ignoring[0], "ignore_index")
+        return
     if len(found) != 1:
         raise Unwritable(f"{len(found)} places of your files make targets {ignored}: which of them masks too much is not written there")
     draft, edits = found[0]
@@ -83,8 +90,7 @@ def _unmasked(draft: Draft, node: ast.AST, ignored: int) -> tuple[Draft, list[Ed
     """What turns a mask round that takes targets out."""
 
     def fills(value: ast.expr | None) -> bool:
-        value = assigned(draft, value) if isinstance(value, ast.Name) else value
-        return value is not None and is_literal(value) and ast.literal_eval(value) == ignored
+        return _is(draft, value, ignored)
 
     def swapped(one: ast.expr, other: ast.expr) -> tuple[Draft, list[Edit]]:
         texts = draft.source(other), draft.source(one)
@@ -105,6 +111,11 @@ def _unmasked(draft: Draft, node: ast.AST, ignored: int) -> tuple[Draft, list[Ed
             assert isinstance(length, ast.Call)
             return draft, [Edit(*draft.span(node), f"list({draft.source(length.args[0])})")]
     return (draft, [Edit(*draft.span(mask), _turned(draft, mask))]) if mask is not None else None
+
+
+def _is(draft: Draft, value: ast.expr | None, number: int) -> bool:
+    value = assigned(draft, value) if isinstance(value, ast.Name) else value
+    return value is not None and is_literal(value) and ast.literal_eval(value) == number
 
 
 def _turned(draft: Draft, mask: ast.expr) -> str:

@@ -36,6 +36,21 @@ def test_labels_are_shifted_once(ahead: int, before: str, after: str) -> None:
     assert written.edited(fix("shift-labels", location=place)) == written.text.replace(before, after)
 
 
+def test_labels_of_a_criterion_are_shifted_once() -> None:
+    written, place = sheet("criterion(logits.view(-1, 9), y.view(-1))", 0)
+    after = written.text.replace("logits.view", "logits[:, :-1].reshape").replace("y.view", "y[:, 1:].reshape")
+    assert written.edited(fix("shift-labels", location=place)) == after
+
+
+@pytest.mark.parametrize(("ignored", "empty"), [("0", 4), ("OTHER", 0)])
+def test_a_class_that_is_ignored(ignored: str, empty: int) -> None:
+    written = Sheet(f"{HEAD}OTHER = 0\nloss_fn = nn.CrossEntropyLoss(ignore_index={ignored})\nloss_fn(a, y)\n")
+    place = written.at("loss_fn(a, y)")
+    facts = SequenceFacts(supervision=(Supervision("cross_entropy", 4, empty, 0, finite=False, rows=8, empty_rows=6, site=place),))
+    after = written.text.replace(f"ignore_index={ignored}", "")
+    assert written.having(sequence=facts).edited(fix("supervise-targets", location=place)) == after
+
+
 @pytest.mark.parametrize(
     ("ahead", "loss"), [(2, "F.cross_entropy(logits, y)"), (0, "F.cross_entropy(logits[:, :-1], y)"), (0, "F.mse_loss(logits, y)")]
 )
