@@ -138,7 +138,7 @@ def steps(w: Workload) -> None:
 
 def on_a_copy(w: Workload, peak: int) -> float:
     """Seconds of a bare step of the copy that a scan trains; `peak`: bytes of the bare training."""
-    session = measuring.Session(w, measuring.Plan(), lambda phase, fraction: None)
+    session = measuring.Session(w, measuring.MeasurePlan(), lambda phase, fraction: None)
     session.observe(0, w.batches[0])
     copied = session.copy.model, session.copy.optimizer, session.copy.training_step, w.batches[0]
     arms = {"bare": lambda: bare_step(*copied), "measured": lambda: session.observe(3, w.batches[0])}
@@ -156,7 +156,7 @@ def offloaded(w: Workload, peak: int) -> None:
     """The peak with `--offload` over that of the bare training."""
     w.borrowed = Borrowed([w.model], why="to compare", spill=True)
     torch.cuda.reset_peak_memory_stats()
-    session = measuring.Session(w, measuring.Plan(), lambda phase, fraction: None)
+    session = measuring.Session(w, measuring.MeasurePlan(), lambda phase, fraction: None)
     for step in (0, 1, 3):
         session.observe(step, w.batches[0])
     more = torch.cuda.max_memory_allocated() / peak

@@ -140,7 +140,7 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
     """Times of each arm, and their ratios to a bare step of the same repeat."""
     torch.manual_seed(0)
     workload = MODELS[name]()
-    session = measuring.Session(workload, measuring.Plan(), lambda phase, fraction: None)
+    session = measuring.Session(workload, measuring.MeasurePlan(), lambda phase, fraction: None)
     batch = workload.batches[0]
     session.observe(0, batch)
     trained = session.copy.model, session.copy.optimizer, session.copy.training_step, batch
@@ -181,7 +181,7 @@ def whole_scan(name: str) -> dict[str, Any]:
     half()
     bare = [_timed(half)]
     found: list[Any] = []
-    scan = _timed(lambda: found.append(measuring.measure(workload, measuring.Plan(steps=STEPS, seconds=3600))))
+    scan = _timed(lambda: found.append(measuring.measure(workload, measuring.MeasurePlan(steps=STEPS, seconds=3600))))
     bare.append(_timed(half))
     steps, runs = found[0].steps, found[0].experiments
     taken = steps + sum(len(run.losses) for run in runs)
@@ -212,7 +212,7 @@ def memory_arm(name: str, arm: str) -> float:
     if arm != "idle":
         workload = MODELS[name]()
         if arm == "scan":
-            plan = measuring.Plan(steps=MEMORY_STEPS, seconds=3600, needs=("signals", "parameters", "units", "similarity"))
+            plan = measuring.MeasurePlan(steps=MEMORY_STEPS, seconds=3600, needs=("signals", "parameters", "units", "similarity"))
             measuring.measure(workload, plan)
         else:
             kept = copy.deepcopy(workload.model)

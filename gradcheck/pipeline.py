@@ -27,7 +27,7 @@ from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.fitting import fitted, require_memory
 from gradcheck.measure.initialization import initialization
-from gradcheck.measure.session import Plan, measure
+from gradcheck.measure.session import MeasurePlan, measure
 from gradcheck.rank import is_rank_zero, rank_and_world_size
 from gradcheck.remedies.costs import with_costs
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
@@ -275,7 +275,7 @@ def scan_workload(
         memory = require_memory(cut)
         if settings.profile:
             cut.assumptions = [*cut.assumptions, Assumption("memory", f"a training takes {memory.text}", given=True)]
-        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
+        plan = MeasurePlan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
         measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured
         measurements.append(with_costs(measured, cut, plan, began, rules, settings, tick) if costs else measured)

@@ -111,6 +111,15 @@ def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
+def test_no_class_name_has_two_meanings() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name[0] != "_" and "samples" not in path.parts:
+                places.setdefault(node.name, []).append(name)
+    assert [name for name, found in places.items() if len(found) > 1] == ["GradcheckCallback"]  # one for each library that has such
+
+
 def test_no_module_is_named_like_a_public_function() -> None:
     """`import gradcheck.scan` would put the module in place of the function."""
     import gradcheck

@@ -19,7 +19,7 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 import gradcheck
-from gradcheck.measure.session import Plan, measure
+from gradcheck.measure.session import MeasurePlan, measure
 from gradcheck.workload import set_aside
 from gradcheck.workload.workload import Workload
 
@@ -154,7 +154,7 @@ def users() -> Iterator[Users]:
 
 def by_measure(users: Users) -> Any:
     workload = Workload("test", users.model, users.batches, lambda m, b: loss(m(b[0]), b[1]), users.optimizer)
-    return measure(workload, Plan(steps=12, profile=True))
+    return measure(workload, MeasurePlan(steps=12, profile=True))
 
 
 def by_scan(users: Users) -> Any:

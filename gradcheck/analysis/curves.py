@@ -10,7 +10,7 @@ from statistics import median
 
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.gauges import Spike
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 NORMAL = 1.4826  # standard deviation of normal numbers over their median distance from the median
 FEWEST = 20  # points before one that can be called a spike
@@ -46,7 +46,7 @@ def level_error(values: Sequence[float]) -> float:
     return OF_MEDIAN * noise(values) / math.sqrt(max(1, round(ENDS * len(values))))
 
 
-def first_jump(curve: Curve, times: float, after: int, gap: float = math.inf) -> tuple[float, float, float] | None:
+def first_jump(curve: LogColumn, times: float, after: int, gap: float = math.inf) -> tuple[float, float, float] | None:
     """Step, value, and the highest value before it, of the first point that lies so many times above all before it.
 
     `after`: points at the start that do not count; `gap`: steps since the point before, at most.
@@ -66,7 +66,7 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     return median(values[:count]), median(values[-count:])
 
 
-def lowest(curve: Curve) -> tuple[float, float]:
+def lowest(curve: LogColumn) -> tuple[float, float]:
     """Step and level of the lowest stretch of a tenth of the curve."""
     values, count = curve.values, max(1, round(ENDS * len(curve.values)))
     stride = max(1, count // 4)
@@ -106,7 +106,7 @@ class Level:
         return value - level > reach * (self._ordered[-1] - level)
 
 
-def spikes(curve: Curve, least: float, reach: float, stretches: bool = False) -> list[CurveSpike]:
+def spikes(curve: LogColumn, least: float, reach: float, stretches: bool = False) -> list[CurveSpike]:
     """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
 
     `stretches`: also STRETCH values whose median is, by its standard error, so far above, and above the medians before. Neighbouring
@@ -150,7 +150,7 @@ def _jump(values: Sequence[float], index: int, before: Level, least: float, reac
     return score if shift > reach * (highest - level) else 0.0
 
 
-def _back(curve: Curve, index: int, level: float) -> int | None:
+def _back(curve: LogColumn, index: int, level: float) -> int | None:
     """Where the curve is back at the level, with as many of the next points below it as above."""
     values = curve.values
     for i in range(index + 1, len(values)):
@@ -159,13 +159,13 @@ def _back(curve: Curve, index: int, level: float) -> int | None:
     return None
 
 
-def resembling(curve: Curve, steps: Sequence[float]) -> list[float]:
+def resembling(curve: LogColumn, steps: Sequence[float]) -> list[float]:
     """The values of a curve at other steps: the nearest one before each."""
     places = (max(0, bisect_left(curve.steps, s + 1e-9) - 1) for s in steps)
     return [curve.values[i] for i in places]
 
 
-def thirds(curve: Curve) -> tuple[float, float] | None:
+def thirds(curve: LogColumn) -> tuple[float, float] | None:
     """Factors by which a positive number grew over the second and over the last third of a curve.
 
     None of fewer than nine points, or two in a third: the first steps of a run, which are all measured, say nothing of a later third.

@@ -18,10 +18,10 @@ class Enough(BaseException):
 def main() -> None:
     """Exits with 0 when the wanted steps were taken, else as the program does."""
     order = received()
-    from gradcheck.bisect.recorder import Recorder
+    from gradcheck.bisect.recorder import EventRecorder
 
     with speaking(order) as pipe:
-        recorder = Recorder(order["steps"], _enough)
+        recorder = EventRecorder(order["steps"], _enough)
         if order["seed"] is not None:
             _seed(order["seed"])
         recorder.install()

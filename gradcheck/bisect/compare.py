@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 
-from gradcheck.bisect.recording import Event, Print, Recording
+from gradcheck.bisect.recording import Event, Print, RunRecording
 
 Call = tuple[str, int]  # name, and the number of the call in a step
 _OF_LAYERS = ("forward", "backward")
@@ -42,7 +42,7 @@ class Matching:
         return None if first is None else (first[0], event.call)
 
 
-def match(a: Recording, b: Recording) -> Matching:
+def match(a: RunRecording, b: RunRecording) -> Matching:
     """By the events of the first step."""
     found = Matching()
     ones, others = (run.steps[0] if run.steps else [] for run in (a, b))
@@ -54,7 +54,9 @@ def match(a: Recording, b: Recording) -> Matching:
     return found
 
 
-def _pairs(mine: list[Event], theirs: list[Event], pairs: dict[Call, Call], a: Recording, b: Recording) -> tuple[list[Event], list[Event]]:
+def _pairs(
+    mine: list[Event], theirs: list[Event], pairs: dict[Call, Call], a: RunRecording, b: RunRecording
+) -> tuple[list[Event], list[Event]]:
     """Fills `pairs`; what is left over on either side."""
     weights = bool(mine) and mine[0].kind == "weight"
     mine, theirs = _by_key(mine, theirs, pairs)
@@ -90,7 +92,7 @@ def _bits(event: Event) -> tuple[Hashable, ...]:
     return event.print.digest, event.print.shape
 
 
-def _type(run: Recording, event: Event) -> str:
+def _type(run: RunRecording, event: Event) -> str:
     """The class of a layer; the last part of a parameter's name."""
     facts = run.layers.get(event.name)
     return facts.type if facts is not None and event.kind == "forward" else event.name.rpartition(".")[2]
@@ -139,7 +141,7 @@ class Comparison:
         return [p for p in self.pairs if p.differs]
 
 
-def compare(runs: Sequence[Recording], b: Recording, tolerance: float = 0.0) -> Comparison:
+def compare(runs: Sequence[RunRecording], b: RunRecording, tolerance: float = 0.0) -> Comparison:
     """`runs`: of A, two or more. `tolerance`: a relative distance that counts as none."""
     a = runs[0]
     found = Comparison(match(a, b))
@@ -259,7 +261,7 @@ def _norms(events: Sequence[Event]) -> dict[str, float]:
     return {kind: math.sqrt(s) for kind, s in squares.items()}
 
 
-def _is_cut(a: Recording, b: Recording) -> bool:
+def _is_cut(a: RunRecording, b: RunRecording) -> bool:
     """Whether the batch of a step is divided differently: over other processes, or into other passes."""
     inputs = [[e.print.shape for e in run.steps[0] if e.kind == "input"] if run.steps else [] for run in (a, b)]
     first = [{s[0] for s in shapes if s} for shapes in inputs]

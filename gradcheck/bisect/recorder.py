@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
-from gradcheck.bisect.recording import LARGEST, SKETCH, Event, Kind, LayerFacts, Print, Recording
+from gradcheck.bisect.recording import LARGEST, SKETCH, Event, Kind, LayerFacts, Print, RunRecording
 from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.models import living_modules, living_optimizers, unwrapped
@@ -91,12 +91,12 @@ def rows(tensor: torch.Tensor, most: int) -> list[str]:
 SAMPLES = 1024  # of a batch, that are told apart
 
 
-class Recorder(LoopListener):
+class EventRecorder(LoopListener):
     """`install`, run the program; `enough` is called when `wanted` steps were taken. A step ends when the first optimizer that steps has
     stepped; what others do falls into the step that it follows."""
 
     def __init__(self, wanted: int, enough: Callable[[], None]) -> None:
-        self.wanted, self.enough, self.run = wanted, enough, Recording()
+        self.wanted, self.enough, self.run = wanted, enough, RunRecording()
         self.process = os.getpid()  # forks of the program are not recorded
         self.main: Optimizer | None = None
         self._events: list[Event] = []

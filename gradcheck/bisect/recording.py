@@ -62,7 +62,7 @@ class LayerFacts:
 
 
 @dataclass
-class Recording:
+class RunRecording:
     """One run. `steps[t]`: its events; `random[t]`: digests of the states of the generators by name when the step began;
     `samples[t]`: digests of the samples that went in."""
 
@@ -83,13 +83,13 @@ _Row = tuple[Kind, str, int, tuple[int, ...], str, str, str, str]  # an event in
 
 
 @dataclass
-class _Plain(Recording):
+class _Plain(RunRecording):
     """As the file has it."""
 
     steps: list[list[_Row]] = field(default_factory=list)  # type: ignore[assignment]
 
 
-def save(runs: Sequence[Recording], path: Path) -> None:
+def save(runs: Sequence[RunRecording], path: Path) -> None:
     """Raises SavedRunError where the file cannot be written."""
     document = {"kind": KIND, "schema_version": SCHEMA, "runs": [as_plain(r) for r in runs]}
     try:
@@ -100,7 +100,7 @@ def save(runs: Sequence[Recording], path: Path) -> None:
         ) from error
 
 
-def load(path: Path) -> list[Recording]:
+def load(path: Path) -> list[RunRecording]:
     """Raises SavedRunError for anything but a recording."""
     hint = "gradcheck bisect COMMAND --save FILE writes one; gradcheck diff compares saved runs and logs"
     try:
@@ -123,16 +123,16 @@ def _unpacked(data: bytes) -> bytes:
     return found
 
 
-def as_plain(run: Recording) -> dict[str, Any]:
+def as_plain(run: RunRecording) -> dict[str, Any]:
     kept = {k: v for k, v in vars(run).items() if k not in ("steps", "layers")}
     return kept | {"layers": {k: asdict(v) for k, v in run.layers.items()}, "steps": [[_event(e) for e in step] for step in run.steps]}
 
 
-def of_plain(plain: dict[str, Any]) -> Recording:
+def of_plain(plain: dict[str, Any]) -> RunRecording:
     """Raises ValueError and struct.error."""
     found = shaped(_Plain, plain)
     steps = [[_of_event(e) for e in step] for step in found.steps]
-    return Recording(**vars(found) | {"steps": steps})
+    return RunRecording(**vars(found) | {"steps": steps})
 
 
 def _event(event: Event) -> list[Any]:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradcheck import saved_run
-from gradcheck.bisect.recording import SKETCH, Event, Kind, LayerFacts, Print, Recording
-from gradcheck.bisect.story import Orders, Side, bisected
+from gradcheck.bisect.recording import SKETCH, Event, Kind, LayerFacts, Print, RunRecording
+from gradcheck.bisect.story import BisectOrders, Side, bisected
 from gradcheck.errors import ConfigError
 from gradcheck.types.bisection import Bisection
 from gradcheck.types.layers import Layer, TensorStats
@@ -26,7 +26,7 @@ def are_saved(a: str, b: str | None) -> bool:
     return all(kinds)
 
 
-def bisected_runs(a: str, b: str, orders: Orders) -> Bisection:
+def bisected_runs(a: str, b: str, orders: BisectOrders) -> Bisection:
     """Where two saved runs part. Raises SavedRunError for what is none, ConfigError where no step was measured in both."""
     one, other = (saved_run.load(Path(x)).measurement for x in (a, b))
     steps = [t for t in one.measured_steps if t in other.measured_steps]
@@ -40,7 +40,7 @@ def bisected_runs(a: str, b: str, orders: Orders) -> Bisection:
     return replace(found, noise=noise, notes=(note, *found.notes))
 
 
-def recording(m: Measurement, steps: Sequence[int]) -> Recording:
+def recording(m: Measurement, steps: Sequence[int]) -> RunRecording:
     """What a saved run holds of some of its measured steps, as events. The other steps are empty."""
     made: list[list[Event]] = [[] for _ in range(max(steps) + 1)]
     for step in steps:
@@ -49,7 +49,7 @@ def recording(m: Measurement, steps: Sequence[int]) -> Recording:
     o = m.optimizer
     settings = {n: str(v) for n, v in (("lr", o.lr), ("momentum", o.momentum), ("betas", o.betas), ("weight_decay", o.weight_decay))}
     settings["optimizer"] = o.name
-    return Recording(made, layers=layers, settings={p.name: [(0, settings)] for p in m.parameters})
+    return RunRecording(made, layers=layers, settings={p.name: [(0, settings)] for p in m.parameters})
 
 
 def _events(m: Measurement, step: int, first: bool) -> Iterator[Event]:

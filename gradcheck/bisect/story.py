@@ -11,7 +11,7 @@ from typing import Any
 from gradcheck import interrupts
 from gradcheck.bisect import wording
 from gradcheck.bisect.compare import EXACT, GROUP, Comparison, Pair, compare
-from gradcheck.bisect.recording import Recording, load, save
+from gradcheck.bisect.recording import RunRecording, load, save
 from gradcheck.errors import ConfigError, TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.live.command import check_interpreter, program_of
@@ -25,7 +25,7 @@ TAIL = 12  # lines of a failed program's output that are shown
 
 
 @dataclass(frozen=True)
-class Orders:
+class BisectOrders:
     """`repeats`: runs of A at least, 2 or more; a third is made where the two are not equal. `seed`: what the programs are seeded with
     before they begin, None for not at all."""
 
@@ -40,11 +40,11 @@ class Side:
     """A program, or a recording of it."""
 
     text: str
-    runs: tuple[Recording, ...] = ()
+    runs: tuple[RunRecording, ...] = ()
     output: str = ""  # of the run that failed
 
 
-def recorded(text: str, orders: Orders, times: int, tell: Callable[[str], None]) -> Side:
+def recorded(text: str, orders: BisectOrders, times: int, tell: Callable[[str], None]) -> Side:
     """Runs a program `times` times, and once more where the first two differ; or reads what was recorded of it.
 
     `text`: a script, a command in one word, or a recording. Raises ConfigError for a command that cannot be run, SavedRunError for a
@@ -58,7 +58,7 @@ def recorded(text: str, orders: Orders, times: int, tell: Callable[[str], None])
         ) from error
     if len(words) == 1 and Path(words[0]).is_file() and not words[0].endswith((".py", ".ipynb")) and not _is_program(words[0]):
         return Side(text, tuple(load(Path(words[0]))))
-    runs: list[Recording] = []
+    runs: list[RunRecording] = []
     while len(runs) < times or (times > 1 and len(runs) == times == 2 and compare(runs, runs[0]).noisy is not None):
         tell(f"run {len(runs) + 1} of {text}")
         run, output = _run(words, orders)
@@ -77,7 +77,7 @@ def _is_program(path: str) -> bool:
         return file.read(2) == b"#!"
 
 
-def _run(words: Sequence[str], orders: Orders) -> tuple[Recording, str]:
+def _run(words: Sequence[str], orders: BisectOrders) -> tuple[RunRecording, str]:
     """What was recorded, and the end of what the program wrote."""
     program = program_of(words, "bisect")
     check_interpreter(program)
@@ -91,7 +91,7 @@ def _run(words: Sequence[str], orders: Orders) -> tuple[Recording, str]:
             _require_room(folder)
         lines = (folder / "output").read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
         if not (folder / "recording").exists():
-            return Recording(code=ended.code), "\n".join(lines)
+            return RunRecording(code=ended.code), "\n".join(lines)
         run = load(folder / "recording")[0]
         return replace(run, code=run.code or ended.code), "\n".join(lines)
 
@@ -111,7 +111,7 @@ def _into(path: Path) -> Iterator[dict[str, Any]]:
         yield {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
 
 
-def _ended(run: Recording) -> str:
+def _ended(run: RunRecording) -> str:
     return f"; it ended with exit code {run.code}" if run.code else ""
 
 
@@ -120,7 +120,7 @@ def write(side: Side, path: Path) -> None:
     save(side.runs, path)
 
 
-def bisected(a: Side, b: Side, orders: Orders) -> Bisection:
+def bisected(a: Side, b: Side, orders: BisectOrders) -> Bisection:
     """Raises ConfigError if A was recorded only once: its noise is unknown."""
     if len(a.runs) < 2:
         if a.runs and a.runs[0].code:
@@ -155,7 +155,7 @@ def _verdict(found: Comparison, a: Side, b: Side) -> tuple[Verdict, str, list[st
     return "within-noise", f"A and B agree over {_counted(steps, 'step')}, within what counts as none", []
 
 
-def _later(one: Pair, other: Pair, a: Recording) -> bool:
+def _later(one: Pair, other: Pair, a: RunRecording) -> bool:
     """Whether one event comes after another, or is the same."""
     first, second = ((p.step, a.steps[p.step].index(p.a) if p.a is not None else -1) for p in (one, other))
     return first >= second
@@ -180,7 +180,7 @@ def _steps(found: Comparison) -> list[StepDistances]:
     return [StepDistances(t, at((t, "activations")), at((t, "gradients")), at((t, "updates")), found.noise.get(t)) for t in steps]
 
 
-def _notes(found: Comparison, a: Side, b: Side, orders: Orders) -> list[str]:
+def _notes(found: Comparison, a: Side, b: Side, orders: BisectOrders) -> list[str]:
     """What was not compared, and why."""
     notes = []
     for side, run, only in (("A", a.runs[0], found.matching.only_a), ("B", b.runs[0], found.matching.only_b)):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gradcheck.analysis.wording import number
 from gradcheck.bisect.compare import ROUNDING, UNSEEDED, Comparison, Pair
-from gradcheck.bisect.recording import Event, Recording
+from gradcheck.bisect.recording import Event, RunRecording
 
 # Of a first difference over it, up to which it is of the size of rounding. Measured: one process against two part by 1.3, autocast to
 # bfloat16 by 0.9; an eps of 1e-6 in place of 1e-5 in a LayerNorm by 190. (heuristic)
@@ -19,7 +19,7 @@ def name_of(name: str) -> str:
     return f"`{name}`" if name else "the model"
 
 
-def headline(pair: Pair, runs: Sequence[Recording], b: Recording, cut: bool = False) -> str:
+def headline(pair: Pair, runs: Sequence[RunRecording], b: RunRecording, cut: bool = False) -> str:
     """`forward of `blocks.1.attn` at step 0`, with what differs. Of the first parting: everything before it agrees."""
     said, event = place(pair), pair.a or pair.b
     assert event is not None
@@ -103,7 +103,7 @@ def _only(pair: Pair, event: Event, side: str) -> str:
     return f"at step {pair.step} {what.get(event.kind, 'the optimizer updates')} {name_of(event.name)} in {side} only"
 
 
-def _data(pair: Pair, a: Recording, b: Recording) -> str:
+def _data(pair: Pair, a: RunRecording, b: RunRecording) -> str:
     seen = {s for samples in b.samples for s in samples}
     mine = [s for samples in a.samples for s in samples]
     if not mine or pair.distance is None:
@@ -112,7 +112,7 @@ def _data(pair: Pair, a: Recording, b: Recording) -> str:
     return f"data order ({100 * shared:.0f} % of A's samples are among B's)" if shared >= SHUFFLED else "other data, or random augmentation"
 
 
-def causes(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
+def causes(pair: Pair, runs: Sequence[RunRecording], b: RunRecording) -> list[str]:
     """What the recordings say about the cause, and what to look at."""
     a = runs[0]
     event = pair.a or pair.b
@@ -126,7 +126,7 @@ def causes(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
     return found
 
 
-def _settings_of_layer(pair: Pair, a: Recording, b: Recording) -> list[str]:
+def _settings_of_layer(pair: Pair, a: RunRecording, b: RunRecording) -> list[str]:
     one, other = (run.layers.get(e.name) if e else None for run, e in ((a, pair.a), (b, pair.b)))
     if one is None or other is None or (one.type, one.settings) == (other.type, other.settings) or one.holds:
         return []
@@ -139,7 +139,7 @@ def _modes(pair: Pair) -> list[str]:
     return [f"it is in evaluation mode in {'A' if pair.a.note else 'B'} only"]
 
 
-def _random(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
+def _random(pair: Pair, runs: Sequence[RunRecording], b: RunRecording) -> list[str]:
     """If randomness may be the cause: the generators' states at the beginning of the step."""
     event = pair.a or pair.b
     assert event is not None
@@ -155,7 +155,7 @@ def _random(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
     return [f"the random state of {' and '.join(other)} at the beginning of step {pair.step} differs: the seed, or what was drawn before"]
 
 
-def _settings_of_optimizer(pair: Pair, a: Recording, b: Recording) -> list[str]:
+def _settings_of_optimizer(pair: Pair, a: RunRecording, b: RunRecording) -> list[str]:
     if pair.a is None or pair.b is None or pair.a.kind != "update":
         return []
     one, other = (_at(run.settings.get(e.name, []), pair.step) for run, e in ((a, pair.a), (b, pair.b)))
@@ -180,7 +180,7 @@ def _rounding(pair: Pair) -> list[str]:
     return said
 
 
-def noise(found: Comparison, runs: Sequence[Recording]) -> str:
+def noise(found: Comparison, runs: Sequence[RunRecording]) -> str:
     """How well A repeats itself."""
     pair = found.noisy
     if pair is None or pair.a is None:

@@ -21,7 +21,7 @@ from gradcheck.capture.replay import Helpers, Models, Program, replay
 from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
-from gradcheck.instrument.loop_journal import Clip
+from gradcheck.instrument.loop_journal import ClipCalls
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.experiments import Forgetting
 from gradcheck.types.measurement import Assumption
@@ -274,7 +274,7 @@ def _clipping(recorder: Recorder, watched: OptimizerTrace | None) -> Clipping | 
     return Clipping(found.kind, found.threshold, found.site) if found is not None else None
 
 
-def _acts(clip: Clip) -> bool:
+def _acts(clip: ClipCalls) -> bool:
     return clip.calls > clip.late + clip.early + clip.foreign + clip.empty and 0 < clip.threshold < math.inf
 
 

@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 
 
 @dataclass(eq=False)
-class Change:
+class LeafChange:
     """One leaf in one step."""
 
     step: int
@@ -55,7 +55,7 @@ class Waiting:
 class Changes:
     """The steps of one training that no optimizer of torch takes, by key of the weight."""
 
-    by_leaf: dict[int, list[Change]] = field(default_factory=dict)
+    by_leaf: dict[int, list[LeafChange]] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)  # of the gradient of all its leaves, by step
 
     @property
@@ -65,7 +65,7 @@ class Changes:
     def add(self, step: int, moved: Mapping[int, tuple[Waiting, Tensor]]) -> None:
         if step < KEPT:
             for key, (waiting, delta) in moved.items():
-                self.by_leaf.setdefault(key, []).append(Change(step, waiting.before, waiting.gradient, delta))
+                self.by_leaf.setdefault(key, []).append(LeafChange(step, waiting.before, waiting.gradient, delta))
             self.norms.append(sum(waiting.norm**2 for waiting, _ in moved.values()) ** 0.5)
 
 

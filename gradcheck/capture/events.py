@@ -13,7 +13,7 @@ from torch import nn
 
 from gradcheck.capture.changes import Changes
 from gradcheck.capture.nodes import Constant, Node, Owner, Ref
-from gradcheck.capture.weighting import Weight
+from gradcheck.capture.weighting import ElementWeight
 from gradcheck.instrument.loop_journal import Evaluations, is_filled
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
@@ -38,7 +38,7 @@ class BackwardPass:
     cuts: int = 0  # cuts on the tape when it ran
     unfollowed: Mapping[int, Location | None] = field(default_factory=dict)  # by id of a module, where it was called without gradients last
     constants: tuple[Constant, ...] = ()
-    weight: Weight | None = None  # of one supervised element
+    weight: ElementWeight | None = None  # of one supervised element
     gradient: torch.Tensor | None = None  # entries of what the gradients are after it
     used: bool = False  # a step of some optimizer was taken with it
 

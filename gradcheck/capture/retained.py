@@ -45,7 +45,7 @@ class _Loss:
     place: Location | None
 
 
-class Steps(Protocol):
+class RetainedSteps(Protocol):
     """Of a loop that is listened to."""
 
     @property
@@ -58,7 +58,7 @@ class Steps(Protocol):
 class Retained(LoopListener):
     """Hears of the losses before the recording is busy with them."""
 
-    def __init__(self, recording: Steps) -> None:
+    def __init__(self, recording: RetainedSteps) -> None:
         self.recording = recording
         self.found: dict[Location | None, LoopRetained] = {}  # by the place of the backward pass
         self._losses: list[_Loss] = []  # whose graphs live

@@ -33,7 +33,7 @@ _SAME_VALUES = frozenset((*_MOVES, *_COMPARES))
 
 
 @dataclass
-class SeenCut:
+class TapedCut:
     """A call whose arguments carry gradient and whose result does not."""
 
     operation: str
@@ -48,7 +48,7 @@ class Tape:
 
     recording: bool = True
     weights: dict[int, Weight] = field(default_factory=dict)
-    cuts: list[SeenCut] = field(default_factory=list)
+    cuts: list[TapedCut] = field(default_factory=list)
     births: Births = field(default_factory=Births)
     rows: Rows = field(default_factory=Rows)
     silent: Silent = field(default_factory=Silent)
@@ -261,7 +261,7 @@ class Tape:
             operation = "no_grad" if isinstance(output, torch.Tensor) else None
         if operation is not None and len(self.cuts) < 1000:
             owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
-            self.cuts.append(SeenCut(operation, here(), owners, node.serial))
+            self.cuts.append(TapedCut(operation, here(), owners, node.serial))
 
 
 def mark_read(reader: Node) -> None:

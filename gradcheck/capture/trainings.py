@@ -24,7 +24,7 @@ from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.capture.update_rule import UpdateRule, recognised
 from gradcheck.errors import TargetError
-from gradcheck.instrument.loop_journal import Clip
+from gradcheck.instrument.loop_journal import ClipCalls
 from gradcheck.rank import is_initialized, launched, rank_and_world_size
 from gradcheck.types.gauges import RankFacts
 from gradcheck.types.location import Location
@@ -94,7 +94,7 @@ def _follow(recorder: Recorder, watched: OptimizerTrace, rule: UpdateRule) -> No
     watched.keys = tuple(key for keys in groups.values() for key in keys)
     watched.copy = _class(rule)(given, maximize=climbs, **_settings(rule))
     if rule.clipped is not None:
-        clip = Clip("norm", rule.clipped, watched.step_site, {id(watched)}, len(watched.steps), len(watched.parameters))
+        clip = ClipCalls("norm", rule.clipped, watched.step_site, {id(watched)}, len(watched.steps), len(watched.parameters))
         recorder.journal.clips["norm", watched.step_site] = clip
     watched.base_rate = first
     watched.site = watched.step_site

@@ -14,7 +14,7 @@ from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.nodes import Loose, Owner
 from gradcheck.capture.replay import Program
 from gradcheck.instrument.graph_structure import upstream_leaves
-from gradcheck.workload.borrowing import Borrowed, State, shielded
+from gradcheck.workload.borrowing import Borrowed, BorrowedState, shielded
 from gradcheck.workload.copying import bind_copies, memo_for
 from gradcheck.workload.dtensor import local
 
@@ -164,7 +164,7 @@ def _borrowed(owners: Sequence[Owner], why: str) -> Borrowed:
     """The originals, to be borrowed as they were before training."""
     free = [t for o in owners if isinstance(o.original, Loose) for t in o.original.tensors.values()]
     borrowed = Borrowed([o.original for o in owners], free, why=why, spill=any(o.short for o in owners))
-    initial = State(attributes=[], contents=[])
+    initial = BorrowedState(attributes=[], contents=[])
     for owner in owners:
         for key, kept in owner.memo.items():
             if key in borrowed.tensors and isinstance(kept, torch.Tensor):

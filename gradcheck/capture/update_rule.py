@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.capture.changes import Change
+from gradcheck.capture.changes import LeafChange
 
 MOMENTA = (0.9, 0.5, 0.8, 0.85, 0.95, 0.98, 0.99)
 BETAS = (
@@ -132,7 +132,7 @@ class _Seen:
         return _Seen(before, gradient, delta, there, self.noise[entries], self.leaf[entries])
 
 
-def recognised(changes: Sequence[Sequence[Change]], epsilons: Sequence[float], norms: Sequence[float]) -> UpdateRule | None:
+def recognised(changes: Sequence[Sequence[LeafChange]], epsilons: Sequence[float], norms: Sequence[float]) -> UpdateRule | None:
     """By leaf: its changes, and the resolution of its format; by step: the gradient's norm. None when no rule that is known gives them."""
     everything = _side_by_side(changes, epsilons)
     if everything is None:
@@ -150,7 +150,7 @@ def recognised(changes: Sequence[Sequence[Change]], epsilons: Sequence[float], n
     return _bounded(_fitted(everything, *best), norms)
 
 
-def _side_by_side(changes: Sequence[Sequence[Change]], epsilons: Sequence[float]) -> _Seen | None:
+def _side_by_side(changes: Sequence[Sequence[LeafChange]], epsilons: Sequence[float]) -> _Seen | None:
     """Up to the first step that is not finite."""
     steps = max((c.step for leaf in changes for c in leaf), default=-1) + 1
     columns: dict[str, list[Tensor]] = {name: [] for name in ("before", "gradient", "delta", "there", "noise", "leaf")}

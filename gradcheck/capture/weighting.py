@@ -25,7 +25,7 @@ _SAME = frozenset("ToCopy View UnsafeView Reshape Alias Clone Squeeze Unsqueeze 
 
 
 @dataclass
-class Weight:
+class ElementWeight:
     """Of one supervised element in a loss, as the graph holds it. `factors`: numbers that the loss is multiplied by, or (True) divided."""
 
     factors: list[tuple[torch.Tensor | float, bool]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Weighed(Protocol):
     """A backward pass."""
 
     place: Location | None
-    weight: Weight | None  # None: it cannot be told
+    weight: ElementWeight | None  # None: it cannot be told
     gradient: torch.Tensor | None  # entries of what the gradients are after it
 
 
@@ -100,7 +100,7 @@ def _difference(passes: Sequence[Weighed], weighed: Sequence[tuple[float, int]])
     return float((held[-1] - wanted).norm()) / size if size > 0 else None
 
 
-def element_weight(loss: torch.Tensor) -> Weight | None:
+def element_weight(loss: torch.Tensor) -> ElementWeight | None:
     """None where the graph of a loss does not show of what elements it is made."""
     try:
         return _read(loss.grad_fn)
@@ -108,8 +108,8 @@ def element_weight(loss: torch.Tensor) -> Weight | None:
         return None
 
 
-def _read(node: Any) -> Weight | None:
-    found = Weight()
+def _read(node: Any) -> ElementWeight | None:
+    found = ElementWeight()
     for _ in range(_DEEP):
         if node is None:
             return None
@@ -154,7 +154,7 @@ def _plain(value: Any) -> Any:
     return local(value) if isinstance(value, torch.Tensor) else value
 
 
-def _of_loss(node: Any, found: Weight) -> Weight | None:
+def _of_loss(node: Any, found: ElementWeight) -> ElementWeight | None:
     """Of a loss function that reduces by itself."""
     if getattr(node, "_saved_weight", None) is not None or node._saved_reduction not in (_MEAN, _SUM):
         return None

@@ -6,10 +6,10 @@ import typer
 
 from gradcheck.cli import baseline, bisect, diff, fix, init, report, rules, scan, servers, start, trial, watch
 from gradcheck.cli.exit import version
-from gradcheck.cli.help import SETTINGS, Command, Group, TakesArguments
+from gradcheck.cli.help import SETTINGS, Command, CommandGroup, TakesArguments
 
 app = typer.Typer(
-    cls=Group,
+    cls=CommandGroup,
     context_settings=SETTINGS,
     rich_markup_mode=None,  # rich help would double the time that --help takes
     pretty_exceptions_enable=False,

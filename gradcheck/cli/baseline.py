@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradcheck.cli.exit import FAILED, exits
-from gradcheck.cli.help import Command, Group
+from gradcheck.cli.help import Command, CommandGroup
 from gradcheck.cli.options import BaselineFile, Config, Isolated, Quiet, settings_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 baseline = typer.Typer(
-    cls=Group,
+    cls=CommandGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
     help="The findings that a project knows and lives with: a run fails for new and worse ones.",

@@ -35,7 +35,7 @@ def bisect(
     """
     with exits():
         from gradcheck.bisect.saved import are_saved, bisected_runs
-        from gradcheck.bisect.story import Orders, bisected, recorded, write
+        from gradcheck.bisect.story import BisectOrders, bisected, recorded, write
         from gradcheck.errors import ConfigError
         from gradcheck.files import place
 
@@ -44,7 +44,7 @@ def bisect(
         if b is None and save is None:
             raise ConfigError("bisect needs two programs", hint="gradcheck bisect before.py after.py")
         outputs = _outputs(output)
-        orders = Orders(steps, repeats, tolerance, seed)
+        orders = BisectOrders(steps, repeats, tolerance, seed)
 
         def tell(what: str) -> None:
             if not quiet:

@@ -13,7 +13,7 @@ import typer
 from gradcheck import interrupts
 from gradcheck.cli import guard
 from gradcheck.cli.exit import exits
-from gradcheck.cli.groups import ConfigOptions, GateOptions, OutputOptions, Parts, RuleOptions, ScriptOptions, with_groups
+from gradcheck.cli.groups import ConfigOptions, GateOptions, OutputOptions, PartOptions, RuleOptions, ScriptOptions, with_groups
 from gradcheck.cli.jobs import named
 from gradcheck.cli.options import Color, Device, Dtype, Quiet, Target, UnsafeFixes, checked_color
 
@@ -51,7 +51,7 @@ def fix(
     steps: TrainingSteps = None,
     seeds: Seeds = 3,
     budget: Budget = None,
-    parts: Parts,
+    parts: PartOptions,
     device: Device = None,
     dtype: Dtype = None,
     scripts: ScriptOptions,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradcheck.config.settings import Settings
-from gradcheck.judge.baseline import Compared, Entry, compare, with_stale
+from gradcheck.judge.baseline import Compared, KnownFinding, compare, with_stale
 from gradcheck.judge.gate_rules import stale_baseline
 from gradcheck.report.baseline_file import NAME, lines, read
 from gradcheck.types.finding import Severity
@@ -19,7 +19,7 @@ class Known:
     """A baseline and its file."""
 
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[KnownFinding, ...]
 
 
 def baseline_path(settings: Settings, given: str | None = None, *, isolated: bool = False) -> Path | None:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartOptions:
     """What a model is trained with."""
 
     arg: Arg = None

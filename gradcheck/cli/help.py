@@ -193,7 +193,7 @@ class TakesArguments(Command):
         return super().parse_args(ctx, args)
 
 
-class Group(typer.core.TyperGroup):
+class CommandGroup(typer.core.TyperGroup):
     """All commands. A word that is none of them is answered with the command that does what it asks for."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

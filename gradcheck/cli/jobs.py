@@ -13,7 +13,7 @@ from gradcheck.cli.exit import FAILED, say
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.cli.program import Orders
+    from gradcheck.cli.program import ProcessOrders
     from gradcheck.config.settings import Settings
     from gradcheck.loading.spec import TargetSpec
     from gradcheck.types.report import Report
@@ -46,7 +46,7 @@ def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], run: ScriptSp
     return reports, failed
 
 
-def scan_command(words: tuple[str, ...], orders: Orders, quiet: bool) -> list[Report]:
+def scan_command(words: tuple[str, ...], orders: ProcessOrders, quiet: bool) -> list[Report]:
     from gradcheck.cli.program import scan_program
     from gradcheck.live.command import check_interpreter, program_of
     from gradcheck.report.progress_bar import progress_bar

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gradcheck import interrupts, rank
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.files import temporary_folder, write_text
-from gradcheck.live.command import Program
+from gradcheck.live.command import UserProgram
 from gradcheck.live.launch import launch
 from gradcheck.live.messages import deaf, received, send, speaking
 from gradcheck.types.location import Location
@@ -36,7 +36,7 @@ BUG = "this is a bug in gradcheck; please report it with the lines above"
 
 
 @dataclasses.dataclass(frozen=True)
-class Orders:
+class ProcessOrders:
     """What the processes are told."""
 
     run: Mapping[str, Any]  # how the program is run, as a ScriptSpec has it
@@ -50,7 +50,7 @@ def run_of(spec: ScriptSpec) -> dict[str, Any]:
     return {"steps": spec.steps, "budget": spec.budget, "sandbox": spec.sandbox, "quiet": spec.quiet, "replay": spec.replay}
 
 
-def scan_program(program: Program, orders: Orders, progress: Callable[[str, float], None] | None = None) -> list[Report]:
+def scan_program(program: UserProgram, orders: ProcessOrders, progress: Callable[[str, float], None] | None = None) -> list[Report]:
     """The reports of a program that is run until it has taken some steps; none where another machine's process reports.
 
     What the program prints goes to stderr. Raises TargetError as a scan does, and KeyboardInterrupt on Ctrl-C.

@@ -20,7 +20,7 @@ from gradcheck.cli.groups import (
     ConfigOptions,
     GateOptions,
     OutputOptions,
-    Parts,
+    PartOptions,
     RuleOptions,
     ScriptOptions,
     ViewOptions,
@@ -47,7 +47,7 @@ def scan(
     ctx: typer.Context,
     *,
     targets: Targets = None,
-    parts: Parts,
+    parts: PartOptions,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training, or of the script. [default: 100]")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; a finding must appear in most of them. [default: 1]")] = None,
     device: Device = None,
@@ -112,10 +112,10 @@ def scan(
 def _scan_command(words: tuple[str, ...], run: ScriptSpec, config: ConfigOptions, flags: dict[str, Any], quiet: bool) -> list[Report]:
     """Of a program that runs in processes of its own, with these settings in each."""
     from gradcheck.cli.jobs import scan_command
-    from gradcheck.cli.program import Orders, run_of
+    from gradcheck.cli.program import ProcessOrders, run_of
 
     own = {name: value for name, value in flags.items() if value and name not in ("steps", "fail_on")}
-    return scan_command(words, Orders(run_of(run), config.config or [], config.isolated, own), quiet)
+    return scan_command(words, ProcessOrders(run_of(run), config.config or [], config.isolated, own), quiet)
 
 
 SUFFIXES = (".py", ".ipynb", ".toml")  # what a scan writes is none of these

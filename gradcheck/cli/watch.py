@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradcheck.config.settings import Settings
-    from gradcheck.live.parent import Ending
+    from gradcheck.live.parent import ProgramEnding
 
 SAVED = ".gradcheck/last.json"
 
@@ -122,7 +122,7 @@ def _attach(run: str, program: object, color: str, quiet: bool) -> int:
         return 130
 
 
-def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
+def _tell(ending: ProgramEnding, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
     from gradcheck.errors import TargetError
     from gradcheck.report.formatting import View
     from gradcheck.report.outputs import write_outputs
@@ -144,7 +144,7 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
     write_outputs([report], outputs, View(color, fail_on=settings.fail_on, allow_partial=settings.allow_partial))  # type: ignore[arg-type]
 
 
-def _code(ending: Ending, settings: Settings, exit_zero: bool) -> int:
+def _code(ending: ProgramEnding, settings: Settings, exit_zero: bool) -> int:
     from gradcheck.cli.gate import exit_code
 
     if ending.interrupted:

@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradcheck.instrument.loop_hooks import ClipKind, LoopListener
-from gradcheck.instrument.loop_journal import Off
 from gradcheck.instrument.running_code import here, outside
 from gradcheck.instrument.schedulers import Schedulers
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
@@ -72,7 +71,7 @@ MOST_EVAL_SITES = 64
 
 
 @dataclass(eq=False)
-class Clip:
+class ClipCalls:
     """Calls of a clipping function at one place."""
 
     kind: ClipKind
@@ -115,7 +114,7 @@ class LoopJournal(LoopListener):
         self.busy, self.optimizers = busy, optimizers
         self.loads: dict[int, tuple[LoopLoad, dict[int, int]]] = {}  # by id of the module, with the steps of each optimizer before it
         self.schedulers = Schedulers(optimizers, traced, busy)
-        self.clips: dict[tuple[str, Location | None], Clip] = {}
+        self.clips: dict[tuple[str, Location | None], ClipCalls] = {}
         self.scaler: Scaler | None = None  # the first one
         self.by_scaler = False  # inside `scaler.step`
         self.loaders: dict[tuple[int | None, int | None], int] = {}  # by size of a batch and of the data: passes over it
@@ -199,7 +198,7 @@ class LoopJournal(LoopListener):
     def note_clip(self, kind: ClipKind, threshold: float, count: int, fault: str, owners: Sequence[TracedOptimizer] = ()) -> None:
         """`fault`: the name of the counter of LoopClip for what is wrong with this call; "" for nothing."""
         site = here()
-        clip = self.clips.setdefault((kind, site), Clip(kind, threshold, site))
+        clip = self.clips.setdefault((kind, site), ClipCalls(kind, threshold, site))
         clip.owners.update(map(id, owners))
         clip.calls += 1
         clip.threshold, clip.parameters = threshold, count

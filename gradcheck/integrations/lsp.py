@@ -53,7 +53,7 @@ class _OneLine(logging.Formatter):
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlacedFinding:
     """A finding at its present place in a document."""
 
     report: Report
@@ -97,14 +97,14 @@ class Runs:
         except GradcheckError:  # a mistake in the configuration, or the project's own rules: keep them as they were judged
             self._newest = list(newest.values())
 
-    def marks(self, path: str, lines: Sequence[str]) -> list[Mark]:
+    def marks(self, path: str, lines: Sequence[str]) -> list[PlacedFinding]:
         """The findings of a file that are still where they were, or stand at a line that reads the same."""
         found = []
         for report in self.newest():
             for finding, below in tree(report.findings):
                 if finding.location is not None and self.is_file(finding.location.path, path):
                     place = placed(report, finding, lines)
-                    found += [Mark(report, finding, tuple(below), place)] if place is not None else []
+                    found += [PlacedFinding(report, finding, tuple(below), place)] if place is not None else []
         return found
 
     def is_file(self, shown: str, path: str) -> bool:
@@ -181,7 +181,7 @@ def _ask_for_changes(server: LanguageServer) -> None:
         server.client_register_capability(lsp.RegistrationParams([wish]))
 
 
-def _diagnostic(runs: Runs, mark: Mark, document: Any) -> lsp.Diagnostic:
+def _diagnostic(runs: Runs, mark: PlacedFinding, document: Any) -> lsp.Diagnostic:
     f = mark.finding
     more = [
         lsp.DiagnosticRelatedInformation(
@@ -214,7 +214,7 @@ def _holds(span: lsp.Range, at: lsp.Position) -> bool:
     return (start.line, start.character) <= (at.line, at.character) <= (end.line, end.character)
 
 
-def _explained(mark: Mark) -> str:
+def _explained(mark: PlacedFinding) -> str:
     """The finding, and the page of its rule."""
     rule = find_rule(mark.finding.code, builtin_rules())
     head = f"**{mark.finding.name}** {mark.finding.severity}: {clean(mark.finding.message)}"

@@ -27,7 +27,7 @@ from gradcheck.judge.judge import judge_again
 from gradcheck.judge.registry import builtin_rules, find_rule, load_rules
 from gradcheck.judge.select import unknown
 from gradcheck.report import diff as shown
-from gradcheck.report.brief import ROOM, Step, brief
+from gradcheck.report.brief import ROOM, NextStep, brief
 from gradcheck.report.outcomes import tail
 from gradcheck.report.progress_bar import LINE, LINES
 from gradcheck.report.rule_page import rule_page
@@ -42,7 +42,7 @@ INSTRUCTIONS = (
 )
 MOST_PATCH = 6_000  # characters of a patch in an answer; the whole one is in a file
 MOST_ERROR = 2_000  # of what a failed process said last
-TOOLS = Step(
+TOOLS = NextStep(
     lambda name: f"explain(rule={json.dumps(name)})",
     lambda target: f"fix(target={json.dumps(target)})",
     lambda target: f"`gradcheck watch -- python {target}`",

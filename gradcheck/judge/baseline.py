@@ -20,7 +20,7 @@ DECIDED = ("finding", "passed", "not-applicable", "suppressed")  # states of a r
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
+class KnownFinding:
     """A finding that is known. Paths are relative to the folder of the baseline file; there are no line numbers."""
 
     target: str
@@ -36,11 +36,11 @@ class Compared:
     """What a report is against a baseline."""
 
     report: Report  # without the known findings, which are in `report.known`
-    kept: tuple[Entry, ...]
-    stale: tuple[Entry, ...]
+    kept: tuple[KnownFinding, ...]
+    stale: tuple[KnownFinding, ...]
 
 
-def entries(reports: Iterable[Report], root: Path, least: Severity = "warning") -> tuple[Entry, ...]:
+def entries(reports: Iterable[Report], root: Path, least: Severity = "warning") -> tuple[KnownFinding, ...]:
     """An entry for every headline of severity `least` or above, sorted. Known findings of the reports are headlines too."""
     rows = [
         _entry(finding, report, root)
@@ -51,7 +51,7 @@ def entries(reports: Iterable[Report], root: Path, least: Severity = "warning") 
     return tuple(sorted(rows, key=_order))
 
 
-def _order(entry: Entry) -> tuple[str, str, float]:
+def _order(entry: KnownFinding) -> tuple[str, str, float]:
     return entry.target, entry.key, entry.value if entry.value is not None and entry.value == entry.value else math.inf
 
 
@@ -60,24 +60,24 @@ def _counts(finding: Finding) -> bool:
     return finding.cause is None and not finding.code.startswith("META")
 
 
-def _entry(finding: Finding, report: Report, root: Path) -> Entry:
+def _entry(finding: Finding, report: Report, root: Path) -> KnownFinding:
     number = telling(finding)
     place = (target_name(report.target, root), key(finding, report.target, root), finding.severity)
     if number is None:
-        return Entry(*place)
-    return Entry(*place, number.quantity, number.value, number.comparison)
+        return KnownFinding(*place)
+    return KnownFinding(*place, number.quantity, number.value, number.comparison)
 
 
-def compare(report: Report, baseline: Sequence[Entry], root: Path, tolerance: float = TOLERANCE) -> Compared:
+def compare(report: Report, baseline: Sequence[KnownFinding], root: Path, tolerance: float = TOLERANCE) -> Compared:
     """Takes the known findings out of a report. A finding that is more severe than its entry says, or worse by more than
     `tolerance` of the stored value, stays, and its message says so."""
     target = target_name(report.target, root)
-    mine: dict[str, list[Entry]] = defaultdict(list)
+    mine: dict[str, list[KnownFinding]] = defaultdict(list)
     for entry in sorted((e for e in baseline if e.target == target), key=lambda e: SEVERITIES.index(e.severity)):
         mine[entry.key].append(entry)
     known: list[Finding] = []
     worse: dict[int, Finding] = {}
-    kept: list[Entry] = []
+    kept: list[KnownFinding] = []
     for finding in sorted((f for f in report.findings if _counts(f)), key=lambda f: (SEVERITIES.index(f.severity), -excess(f))):
         same = mine[key(finding, report.target, root)]
         if not same:
@@ -106,13 +106,13 @@ def _without(report: Report, known: list[Finding], worse: Mapping[int, Finding])
     return replace(report, findings=left, known=(*report.known, *known), rules=states)
 
 
-def _decided(entry: Entry, report: Report) -> bool:
+def _decided(entry: KnownFinding, report: Report) -> bool:
     """Whether the rule of an entry came to a verdict in this report."""
     name = entry.key.partition(":")[0]
     return any(s.name == name and s.status in DECIDED for s in report.rules)
 
 
-def worsened(finding: Finding, entry: Entry, tolerance: float) -> str:
+def worsened(finding: Finding, entry: KnownFinding, tolerance: float) -> str:
     """In words, how a finding is worse than its entry; empty if it is not."""
     if SEVERITIES.index(finding.severity) < SEVERITIES.index(entry.severity):
         return f"{finding.severity}, it was {entry.severity}"
@@ -134,7 +134,7 @@ def beyond(number: Evidence, old: float, tolerance: float) -> bool:
     return new > old * (1 + tolerance) if old > 0 else new > old + tolerance * abs(old)
 
 
-def with_stale(compared: Compared, lines: Mapping[Entry, int], path: str) -> Report:
+def with_stale(compared: Compared, lines: Mapping[KnownFinding, int], path: str) -> Report:
     """The report with a finding for every stale entry, at its line of the baseline file."""
     report = compared.report
     if not any(s.code == stale_baseline.code for s in report.rules):
@@ -146,12 +146,12 @@ def with_stale(compared: Compared, lines: Mapping[Entry, int], path: str) -> Rep
     return replace(report, findings=with_findings(report, new), rules=states)
 
 
-def _stale(entry: Entry, place: Location) -> Finding:
+def _stale(entry: KnownFinding, place: Location) -> Finding:
     message = f"{entry.key} is no longer found: `gradcheck baseline prune` removes it, or it would hide the next one like it"
     return replace(found("warning", message, location=place), code=stale_baseline.code, name=stale_baseline.name)
 
 
-def updated(baseline: Sequence[Entry], compared: Iterable[Compared], root: Path, least: Severity) -> tuple[Entry, ...]:
+def updated(baseline: Sequence[KnownFinding], compared: Iterable[Compared], root: Path, least: Severity) -> tuple[KnownFinding, ...]:
     """The baseline with the entries of scanned targets replaced by what was found now; undecided entries stay."""
     done = list(compared)
     targets = {target_name(c.report.target, root) for c in done}
@@ -160,7 +160,7 @@ def updated(baseline: Sequence[Entry], compared: Iterable[Compared], root: Path,
     return tuple(sorted([*others, *undecided, *entries((c.report for c in done), root, least)], key=_order))
 
 
-def pruned(baseline: Sequence[Entry], compared: Iterable[Compared], only: Collection[str] | None = None) -> tuple[Entry, ...]:
+def pruned(baseline: Sequence[KnownFinding], compared: Iterable[Compared], only: Collection[str] | None = None) -> tuple[KnownFinding, ...]:
     """The baseline without stale entries; with `only`, also without those of targets that it does not name."""
     left = list(baseline)
     for entry in (e for c in compared for e in c.stale):

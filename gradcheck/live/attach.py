@@ -22,7 +22,7 @@ SILENT = 120.0  # seconds of silence from another machine after which that is re
 
 
 @dataclass
-class Seen:
+class LastSeen:
     """What the run has written last."""
 
     title: str
@@ -61,7 +61,7 @@ def attach(run: Path, *, color: str = "auto", quiet: bool = False) -> int:
 ENDED = "the run has ended"
 
 
-def _follow(run: Path, seen: Seen, show: Callable[[Frame], None]) -> str:
+def _follow(run: Path, seen: LastSeen, show: Callable[[Frame], None]) -> str:
     shown = silent = 0.0
     while True:
         if seen.frame is not None and seen.at != shown:
@@ -79,10 +79,10 @@ def _follow(run: Path, seen: Seen, show: Callable[[Frame], None]) -> str:
         seen = last
 
 
-def look(run: Path) -> Seen | None:
+def look(run: Path) -> LastSeen | None:
     """None if no run writes there."""
     try:
-        return shaped(Seen, files.parsed(board_file(run)))
+        return shaped(LastSeen, files.parsed(board_file(run)))
     except OSError:
         return None
     except ValueError as error:

@@ -36,7 +36,7 @@ INSIDE = "with another launcher, put gradcheck behind it, or `with gradcheck.wat
 
 
 @dataclass(frozen=True)
-class Program:
+class UserProgram:
     """A Python program as the user would start it."""
 
     interpreter: str
@@ -51,7 +51,7 @@ class Program:
         return self.launcher or {"script": self.what, "module": f"-m {self.what}", "code": "-c ..."}[self.kind]
 
 
-def program_of(words: Sequence[str], command: str = "watch") -> Program:
+def program_of(words: Sequence[str], command: str = "watch") -> UserProgram:
     """`python [OPTIONS] train.py ARGUMENTS`, `python -m package.train`, `python -c CODE`, `train.py`, torchrun, `accelerate launch`, or
     the console script of a package. Raises ConfigError for others.
     """
@@ -78,7 +78,7 @@ def _launcher(words: Sequence[str]) -> tuple[str, int] | None:
     return next(((name, len(call)) for call, name in _LAUNCHERS.items() if tuple(words[: len(call)]) == call), None)
 
 
-def _installed(first: str, path: str | None, words: Sequence[str], example: str) -> Program:
+def _installed(first: str, path: str | None, words: Sequence[str], example: str) -> UserProgram:
     """The script that an installer wrote for a command; its first lines name the interpreter that runs it."""
     found = _launcher((os.path.basename(first), *words))
     if path is None:
@@ -90,8 +90,8 @@ def _installed(first: str, path: str | None, words: Sequence[str], example: str)
         raise ConfigError(f"{path} does not say which Python runs it", hint="start it with `python -m`")
     interpreter, options = named
     if found is None:
-        return Program(interpreter, options, "script", path, tuple(words))
-    return Program(interpreter, options, "module", "", tuple(words[found[1] - 1 :]), found[0])
+        return UserProgram(interpreter, options, "script", path, tuple(words))
+    return UserProgram(interpreter, options, "module", "", tuple(words[found[1] - 1 :]), found[0])
 
 
 def _interpreter(path: Path) -> tuple[str, tuple[str, ...]] | None:
@@ -122,7 +122,7 @@ def _same(interpreter: str) -> str:
     return sys.executable if os.path.abspath(interpreter) == os.path.abspath(sys.executable) else interpreter
 
 
-def _of_python(interpreter: str, words: Sequence[str], example: str) -> Program:
+def _of_python(interpreter: str, words: Sequence[str], example: str) -> UserProgram:
     options: list[str] = []
     rest = list(words)
     while rest:
@@ -132,8 +132,8 @@ def _of_python(interpreter: str, words: Sequence[str], example: str) -> Program:
                 raise ConfigError(f"python {word} needs a {'module' if word == '-m' else 'program'}", hint=example)
             found = _launcher(rest) if word == "-m" else None
             if found is not None:
-                return Program(interpreter, tuple(options), "module", "", tuple(rest[found[1] :]), found[0])
-            return Program(interpreter, tuple(options), "module" if word == "-m" else "code", rest[0], tuple(rest[1:]))
+                return UserProgram(interpreter, tuple(options), "module", "", tuple(rest[found[1] :]), found[0])
+            return UserProgram(interpreter, tuple(options), "module" if word == "-m" else "code", rest[0], tuple(rest[1:]))
         if not word.startswith("-") or word == "-":
             return _script(interpreter, tuple(options), word, rest, example)
         options.append(word)
@@ -142,13 +142,13 @@ def _of_python(interpreter: str, words: Sequence[str], example: str) -> Program:
     raise ConfigError("the command names no script", hint=example)
 
 
-def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Sequence[str], example: str) -> Program:
+def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Sequence[str], example: str) -> UserProgram:
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}", hint=example)
-    return Program(interpreter, options, "script", path, tuple(arguments))
+    return UserProgram(interpreter, options, "script", path, tuple(arguments))
 
 
-def check_interpreter(program: Program) -> None:
+def check_interpreter(program: UserProgram) -> None:
     """Raises ConfigError when an interpreter has no torch, or one other than ours cannot import gradcheck."""
     if program.interpreter == sys.executable and find_spec("torch"):
         return

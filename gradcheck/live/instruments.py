@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gradcheck.analysis.curves import CLEAR, Level
-from gradcheck.live.looks import Choice, Looks
+from gradcheck.live.looks import ExpertChoice, Looks
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import Watched, joined, sampled_entries
 from gradcheck.types.gauges import Departure, Gauge, Quantity
@@ -200,7 +200,7 @@ class Instruments:
     """`gauges`: all but the routers, whose loads are counted."""
 
     gauges: Gauges = field(default_factory=Gauges)
-    _routers: dict[str, list[Choice]] = field(default_factory=dict)  # layer -> the first choices, and the last ones
+    _routers: dict[str, list[ExpertChoice]] = field(default_factory=dict)  # layer -> the first choices, and the last ones
     _moments: Moments = field(default_factory=Moments)
 
     def riders(self, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> list[torch.Tensor]:
@@ -256,7 +256,7 @@ class Instruments:
         for name, share in layers.dormant():
             self.gauges.note("dormant-share", name, name, step, share)
 
-    def _route(self, step: int, choice: Choice) -> None:
+    def _route(self, step: int, choice: ExpertChoice) -> None:
         kept = self._routers.setdefault(choice.layer, [])
         if kept and (kept[0].experts, kept[0].chosen) != (choice.experts, choice.chosen):
             return
@@ -274,14 +274,14 @@ def _mean(values: Sequence[torch.Tensor]) -> float:
     return math.fsum(v.item() for v in values) / len(values)
 
 
-def _router(layer: str, kept: Sequence[Choice]) -> Router:
+def _router(layer: str, kept: Sequence[ExpertChoice]) -> Router:
     last = kept[-RECENT:]
     tokens = sum(c.tokens for c in last)
     entropy = math.fsum(c.numbers[-1] * c.tokens for c in last) / max(1, tokens)
     return Router(layer, kept[0].experts, kept[0].chosen, tokens, _loads(last), _loads(kept[:1]), entropy)
 
 
-def _loads(choices: Sequence[Choice]) -> tuple[float, ...]:
+def _loads(choices: Sequence[ExpertChoice]) -> tuple[float, ...]:
     counts = [math.fsum(counts) for counts in zip(*(c.numbers[:-1] for c in choices), strict=True)]
     total = math.fsum(counts) or 1.0
     return tuple(c / total for c in counts)

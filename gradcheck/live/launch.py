@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from gradcheck import interpreter, interrupts
 from gradcheck.errors import ConfigError
-from gradcheck.live.command import Program
+from gradcheck.live.command import UserProgram
 
 LAUNCHED = "gradcheck.live.launched"
 START = "start.py"
@@ -32,7 +32,7 @@ class Exit:
 
 
 def launch(
-    program: Program,
+    program: UserProgram,
     child: str,
     order: dict[str, Any],
     folder: Path,

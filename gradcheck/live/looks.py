@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.measure.checks.attention import FEWEST_KEYS, MASKED, logits, some_rows
-from gradcheck.measure.checks.routing import CHOICES, Group, chosen_in, follows, near
+from gradcheck.measure.checks.routing import CHOICES, ExpertGroup, chosen_in, follows, near
 
 ROWS = 256  # of the head's output, whose softmax is looked at
 
@@ -23,7 +23,7 @@ Bring = Callable[[torch.Tensor, Callable[[torch.Tensor], None]], None]
 
 
 @dataclass
-class Choice:
+class ExpertChoice:
     """A choice among experts. Numbers on the host, once settled: [loads of the experts, mean entropy over log(experts)]."""
 
     layer: str
@@ -40,12 +40,12 @@ class Choice:
 class Looks:
     """Of one measured step. `groups`: what could be experts."""
 
-    groups: Sequence[Group]
+    groups: Sequence[ExpertGroup]
     heads: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # layer -> [2, heads] of each call
     log_z: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # output layer -> 0-d
     given: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # normalization -> size of its input, 0-d
     ranks: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # output layer -> of its input, 0-d
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[ExpertChoice] = field(default_factory=list)
     _rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # that experts were given
     _given: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     _kept: list[torch.Tensor] = field(default_factory=list)  # so that no other tensor gets its id
@@ -94,24 +94,26 @@ class Looks:
         given = (scores >= 0).all() & ((sums - 1).abs() < 1e-3).all()  # probabilities already
         entropy = torch.special.entr(torch.where(given, scores, scores.softmax(-1))).sum(-1).mean() / scores.new_tensor(count).log()
         loads = scores.new_zeros(count).index_add(0, index.clamp_max(count - 1), scores.new_ones(len(index)))
-        choice = Choice(layer, count, len(index) // max(1, len(scores)), len(scores))
+        choice = ExpertChoice(layer, count, len(index) // max(1, len(scores)), len(scores))
         self.choices.append(choice)
         bring(torch.cat([loads, entropy[None]]), choice.set_numbers)
 
-    def routed(self) -> list[Choice]:
+    def routed(self) -> list[ExpertChoice]:
         """The choices that experts follow, grouped by layer, once settled."""
         self._kept.clear()
-        whole: dict[tuple[str, int, int], Choice] = {}
+        whole: dict[tuple[str, int, int], ExpertChoice] = {}
         for c in self.choices:
             if c.numbers:
-                known = whole.setdefault((c.layer, c.experts, c.chosen), Choice(c.layer, c.experts, c.chosen, 0, [0.0] * len(c.numbers)))
+                known = whole.setdefault(
+                    (c.layer, c.experts, c.chosen), ExpertChoice(c.layer, c.experts, c.chosen, 0, [0.0] * len(c.numbers))
+                )
                 tokens = known.tokens + c.tokens
                 entropy = (known.numbers[-1] * known.tokens + c.numbers[-1] * c.tokens) / max(1, tokens)
                 known.numbers = [*(a + b for a, b in zip(known.numbers[:-1], c.numbers[:-1], strict=True)), entropy]
                 known.tokens = tokens
         return [c for c in whole.values() if any(self._fits(c, g) for g in self.groups)]
 
-    def _fits(self, choice: Choice, group: Group) -> bool:
+    def _fits(self, choice: ExpertChoice, group: ExpertGroup) -> bool:
         same = group.count == choice.experts and near(group.owner, choice.layer)
         return same and follows(group, choice.numbers[:-1], self._rows, self._given)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from gradcheck.capture.retained import Retained
-from gradcheck.capture.weighting import Weight, element_weight, gradient_sample, weighed, weighting
+from gradcheck.capture.weighting import ElementWeight, element_weight, gradient_sample, weighed, weighting
 from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_journal import Evaluations, LoopJournal
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
@@ -31,7 +31,7 @@ MOST_WEIGHED = 64  # measured steps in which elements are weighed
 class _Pass:
     """One of the accumulated passes of a measured step."""
 
-    weight: Weight | None
+    weight: ElementWeight | None
     gradient: torch.Tensor | None = None
     place: Location | None = None
 

@@ -25,7 +25,7 @@ from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
 from gradcheck.live.cadence import Cadence, StepTimer
 from gradcheck.live.losses import BackwardSites, Gradients, Losses, caller
-from gradcheck.live.merge import Together
+from gradcheck.live.merge import MergedLosses
 from gradcheck.live.models import compiled_parts, unwrapped
 from gradcheck.live.optimizers import Optimizers, Scaling
 from gradcheck.live.record import CAPTURED, Record
@@ -49,7 +49,7 @@ class LoopMonitor(LoopListener):
         self.model, self.record, self.after = unwrapped(model), record, after
         self.pace = StepTimer()
         self.cadence = Cadence(self.pace, every, share)
-        self.together: Together | None = None  # with the other processes of a distributed training
+        self.together: MergedLosses | None = None  # with the other processes of a distributed training
         self.optimizers = Optimizers(self.model, optimizer, record, self._is_sharded)
         self.gradients = Gradients(self.optimizers, record)
         self.tapping = Tapping(self.model, record, FirstPass(self.model, record, self.optimizers, self._is_sharded))
@@ -84,7 +84,7 @@ class LoopMonitor(LoopListener):
         ranks = join()
         if ranks is None:
             return
-        self.together = Together(ranks, self.record)
+        self.together = MergedLosses(ranks, self.record)
         self.losses.note = self.together.note_loss
         self.together.prepare(self.optimizers.know_parameters)
 

@@ -20,7 +20,7 @@ FIRST, LAST = 8, 32  # comparisons that are kept
 
 
 @dataclass
-class Together:
+class MergedLosses:
     """Kept by the monitor of each rank. `losses`: those of this rank that were not reported yet."""
 
     ranks: RankGroup

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradcheck.files import temporary_folder
 from gradcheck.live.acting import Actor
-from gradcheck.live.command import Program
+from gradcheck.live.command import UserProgram
 from gradcheck.live.launch import launch
 from gradcheck.live.record_file import board_file
 from gradcheck.live.screen import Lines, Screen, Terminal
@@ -20,7 +20,7 @@ CHILD = "gradcheck.live.child"
 
 
 @dataclass
-class Ending:
+class ProgramEnding:
     """How a watched program ended."""
 
     code: int  # as the shell has it: 128 + the signal that killed it
@@ -47,10 +47,10 @@ class Orders:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-def run(program: Program, orders: Orders, actor: Actor, *, color: str = "auto", quiet: bool = False) -> Ending:
+def run(program: UserProgram, orders: Orders, actor: Actor, *, color: str = "auto", quiet: bool = False) -> ProgramEnding:
     """Runs the program to its end; `actor` hears of findings. Raises ConfigError where processes cannot be given a pipe."""
     screen = _screen(program, color, quiet)
-    ending = Ending(0)
+    ending = ProgramEnding(0)
 
     def hear(said: dict[str, Any]) -> bool:
         kind = said.pop("kind")
@@ -87,7 +87,7 @@ def _written(file: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _screen(program: Program, color: str, quiet: bool) -> Screen:
+def _screen(program: UserProgram, color: str, quiet: bool) -> Screen:
     if quiet:
         return Screen()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":

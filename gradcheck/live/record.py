@@ -27,7 +27,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.rule import Need
-from gradcheck.types.training import UNBINNED, Curve, LogFacts, NonFinite, OptimizerFacts, Run
+from gradcheck.types.training import UNBINNED, LogColumn, LogFacts, NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, places, snippets
 
 MOST = 1024  # bins behind them; when there are twice as many, neighbours are joined
@@ -214,10 +214,10 @@ class Record:
         if not self.alone:
             return None
         at = tuple(map(float, self.measured))
-        losses = Curve("watched", self.losses.steps(), self.losses.values())
+        losses = LogColumn("watched", self.losses.steps(), self.losses.values())
         rates = sorted({**dict(zip(self.measured, self.rates, strict=True)), **self.log.turns}.items())
-        rate = Curve("watched", tuple(float(step) for step, _ in rates), tuple(value for _, value in rates))
-        return LogFacts(WATCHED, losses, None, rate, Curve("watched", at, tuple(self.norms)))
+        rate = LogColumn("watched", tuple(float(step) for step, _ in rates), tuple(value for _, value in rates))
+        return LogFacts(WATCHED, losses, None, rate, LogColumn("watched", at, tuple(self.norms)))
 
     # -------------------------------------------------------------- the measurement
 

@@ -23,7 +23,7 @@ from gradcheck.live.optimizers import Optimizers, Scaling
 from gradcheck.live.record import CAPTURED, Record
 from gradcheck.live.taps import LiveTaps, LiveTracer
 from gradcheck.measure import first_step
-from gradcheck.measure.checks.routing import Group, groups_of
+from gradcheck.measure.checks.routing import ExpertGroup, groups_of
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import NotMeasured
 from gradcheck.workload.training_copy import TrainingCopy
@@ -172,7 +172,7 @@ class Tapping:
         self.edges = Edges()  # of compiled layers
         self.modes = Modes()  # of the modules that ran since the last step
         self._taps: LiveTaps | None = None
-        self._groups: list[Group] = []  # what could be experts
+        self._groups: list[ExpertGroup] = []  # what could be experts
         self._functional = True  # whether functional calls need taps after the first step
 
     def arm(self, wanted: bool) -> None:

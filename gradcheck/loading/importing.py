@@ -26,7 +26,7 @@ _loaded: dict[str, ModuleType] = {}
 
 
 @dataclass
-class Session:
+class ImportSession:
     """One load: what is imported, and where its modules are created."""
 
     sites: Sites
@@ -107,7 +107,7 @@ class Session:
 
 
 @contextmanager
-def session(seed: int) -> Iterator[Session]:
+def session(seed: int) -> Iterator[ImportSession]:
     """Runs the user's code: seeded, its prints on stderr, its modules recorded; everything is put back at the end."""
     for name, module in _loaded.items():
         if sys.modules.get(name) is module:
@@ -120,7 +120,7 @@ def session(seed: int) -> Iterator[Session]:
     try:
         with preserve_rng(), contextlib.redirect_stdout(sys.stderr), record_sites() as sites:
             seed_all(seed)
-            current = Session(sites, before=before)
+            current = ImportSession(sites, before=before)
             yield current
             current.note_files()
     finally:

@@ -15,7 +15,7 @@ from gradcheck.instrument.initializers import Initializers
 from gradcheck.loading import optimizers
 from gradcheck.loading.assemble import assemble
 from gradcheck.loading.data_files import SUFFIXES, read_data
-from gradcheck.loading.importing import Session, no_training, session, split_reference
+from gradcheck.loading.importing import ImportSession, no_training, session, split_reference
 from gradcheck.loading.models import FoundModel, find_model, unwrapped
 from gradcheck.loading.optimizers import find_clipping
 from gradcheck.loading.spec import TargetSpec
@@ -112,7 +112,7 @@ def load(spec: TargetSpec) -> Workload:
     return replace(workload, clip=clip, sites=sites, files=tuple(current.files), rebuild=lambda seed: load(replace(spec, seed=seed)))
 
 
-def _data(spec: TargetSpec, current: Session, module: ModuleType, home: str, said: list[Assumption]) -> Data | None:
+def _data(spec: TargetSpec, current: ImportSession, module: ModuleType, home: str, said: list[Assumption]) -> Data | None:
     seed_all(spec.seed + _DATA_STREAM)
     if spec.data is not None and spec.inputs:
         raise TargetError("--data and --input exclude each other", hint="give the one that the model is to run on")
@@ -123,7 +123,7 @@ def _data(spec: TargetSpec, current: Session, module: ModuleType, home: str, sai
     return _conventional_data(DATA_NAMES, "data", spec, module, home, said)
 
 
-def _val_data(spec: TargetSpec, current: Session, module: ModuleType, home: str, said: list[Assumption]) -> Data | None:
+def _val_data(spec: TargetSpec, current: ImportSession, module: ModuleType, home: str, said: list[Assumption]) -> Data | None:
     if spec.val_data is not None:
         return _named_data(spec.val_data, "--val-data", spec, current, said)
     return _conventional_data(VAL_NAMES, "validation", spec, module, home, said)
@@ -143,7 +143,7 @@ def _conventional_data(
     return None
 
 
-def _named_data(text: str, flag: str, spec: TargetSpec, current: Session, said: list[Assumption]) -> Data:
+def _named_data(text: str, flag: str, spec: TargetSpec, current: ImportSession, said: list[Assumption]) -> Data:
     _, name = split_reference(text)
     if name and not text.endswith(SUFFIXES):
         value, _, _ = current.attribute(text)
@@ -161,7 +161,7 @@ def _count(batches: list[Any]) -> str:
 
 
 def _objective(
-    spec: TargetSpec, current: Session, module: ModuleType, model: nn.Module, home: str, said: list[Assumption]
+    spec: TargetSpec, current: ImportSession, module: ModuleType, model: nn.Module, home: str, said: list[Assumption]
 ) -> tuple[Loss | None, TrainingStep | None]:
     """The user's loss(output, target), or the user's whole step; (None, None) when there is neither."""
     if spec.loss is not None:
@@ -211,7 +211,7 @@ def _takes_model(function: Callable[..., Any], name: str) -> bool:
 
 
 def optimizer_of(
-    spec: TargetSpec, current: Session, module: ModuleType, found: FoundModel, model: nn.Module, home: str
+    spec: TargetSpec, current: ImportSession, module: ModuleType, found: FoundModel, model: nn.Module, home: str
 ) -> tuple[Maker, bool]:
     """(maker, whether the user said which optimizer)."""
     if spec.optimizer is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.loading.transformers_inputs import is_transformer, transformer_inputs
 from gradcheck.workload.device import FLOATS
-from gradcheck.workload.step import Forward, Inputs, call, forward_of
+from gradcheck.workload.step import ForwardSignature, Inputs, call, forward_of
 from gradcheck.workload.tensors import tensors_of
 
 # How many fixed random batches stand in for data.
@@ -77,7 +77,7 @@ def invented_inputs(model: nn.Module) -> Iterator[tuple[Callable[[torch.Generato
         yield _together(forward, makers), ", ".join(texts)
 
 
-def _together(forward: Forward, makers: Sequence[Maker]) -> Callable[[torch.Generator], Inputs]:
+def _together(forward: ForwardSignature, makers: Sequence[Maker]) -> Callable[[torch.Generator], Inputs]:
     """One input goes by position; several by name, so that a batch of them has no element that looks like a target."""
     if len(makers) == 1 or len(forward.positional) < len(makers):
         return lambda generator: tuple(maker(generator) for maker in makers)
@@ -85,7 +85,7 @@ def _together(forward: Forward, makers: Sequence[Maker]) -> Callable[[torch.Gene
 
 
 def _several_inputs(
-    forward: Forward, model: nn.Module, single: list[tuple[Maker, str]]
+    forward: ForwardSignature, model: nn.Module, single: list[tuple[Maker, str]]
 ) -> Iterator[tuple[tuple[str, ...], tuple[Maker, ...]]]:
     """The same input for each argument; one layer's input for each argument in turn; then all pairs of the first few."""
     count = len(forward.required)

@@ -9,14 +9,14 @@ from gradcheck.analysis.curves import ends, lowest, noise, resembling
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Finding
 from gradcheck.types.report import Report
-from gradcheck.types.training import Curve, LogFacts
+from gradcheck.types.training import LogColumn, LogFacts
 
 TOGETHER = 9  # neighbouring differences whose median counts
 APART = 3.0  # standard deviations of the differences, around their own course
 
 
 @dataclass(frozen=True)
-class Row:
+class NumberRow:
     """A number of both logs; None: one has none such. `lower`: whether less is better; None: neither is."""
 
     quantity: str
@@ -26,7 +26,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Parting:
+class LossParting:
     """From this step on the losses lie apart."""
 
     step: float
@@ -36,8 +36,8 @@ class Parting:
 
 @dataclass(frozen=True)
 class LogDifferences:
-    rows: tuple[Row, ...]
-    parting: Parting | None
+    rows: tuple[NumberRow, ...]
+    parting: LossParting | None
     compared: bool  # whether the logs have steps in common
     new: tuple[Finding, ...]  # findings that only the head has
     fixed: tuple[Finding, ...]
@@ -54,25 +54,25 @@ def compare(base: Report, head: Report) -> LogDifferences:
     return LogDifferences(tuple(_rows(first, second)), apart, compared, new, fixed)
 
 
-def _rows(first: LogFacts, second: LogFacts) -> Iterator[Row]:
-    yield Row("last step", first.last, second.last)
+def _rows(first: LogFacts, second: LogFacts) -> Iterator[NumberRow]:
+    yield NumberRow("last step", first.last, second.last)
     for what, one, other in (("loss", first.loss, second.loss), ("evaluation loss", first.evaluation, second.evaluation)):
         a, b = (c.finite if c is not None and c.finite.values else None for c in (one, other))
         if a is not None or b is not None:
-            yield Row(f"{what} at the end", _end(a), _end(b), True)
-            yield Row(f"lowest {what}", lowest(a)[1] if a else None, lowest(b)[1] if b else None, True)
-            yield Row(f"step of the lowest {what}", lowest(a)[0] if a else None, lowest(b)[0] if b else None)
+            yield NumberRow(f"{what} at the end", _end(a), _end(b), True)
+            yield NumberRow(f"lowest {what}", lowest(a)[1] if a else None, lowest(b)[1] if b else None, True)
+            yield NumberRow(f"step of the lowest {what}", lowest(a)[0] if a else None, lowest(b)[0] if b else None)
     for what, one, other, of in (("highest rate", first.rate, second.rate, max), ("median gradient norm", first.norm, second.norm, median)):
         base, head = (of(c.finite.values) if c is not None and c.finite.values else None for c in (one, other))
         if base is not None or head is not None:
-            yield Row(what, base, head)
+            yield NumberRow(what, base, head)
 
 
-def _end(curve: Curve | None) -> float | None:
+def _end(curve: LogColumn | None) -> float | None:
     return ends(curve.values)[1] if curve is not None else None
 
 
-def parting(first: LogFacts, second: LogFacts) -> tuple[Parting | None, bool]:
+def parting(first: LogFacts, second: LogFacts) -> tuple[LossParting | None, bool]:
     """Where the losses part for the first time by more than their noise, and whether they could be compared."""
     a, b = (log.loss.finite if log.loss is not None else None for log in (first, second))
     if a is None or b is None or not a.values or not b.values:
@@ -85,7 +85,7 @@ def parting(first: LogFacts, second: LogFacts) -> tuple[Parting | None, bool]:
     least = APART * noise(apart)
     for i in range(len(apart) - TOGETHER + 1):
         if abs(median(apart[i : i + TOGETHER])) > least and all(abs(d) > 0 for d in apart[i : i + TOGETHER]):
-            return Parting(steps[i + TOGETHER // 2], median(mine[i : i + TOGETHER]), median(other[i : i + TOGETHER])), True
+            return LossParting(steps[i + TOGETHER // 2], median(mine[i : i + TOGETHER]), median(other[i : i + TOGETHER])), True
     return None, True
 
 
@@ -116,7 +116,7 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
-def _change(row: Row) -> str:
+def _change(row: NumberRow) -> str:
     if row.base is None or row.head is None or row.lower is None or row.base == row.head:
         return ""
     share = f" ({percent(abs(row.head - row.base) / abs(row.base))})" if row.base else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradcheck.errors import ConfigError
-from gradcheck.types.training import Curve, LogFacts
+from gradcheck.types.training import LogColumn, LogFacts
 
 Role = Literal["loss", "evaluation", "rate", "norm"]
 ROLES: tuple[Role, ...] = ("loss", "evaluation", "rate", "norm")
@@ -127,7 +127,7 @@ def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -
     return LogFacts(table.format, **chosen, clip=clip if clip is not None else known, others=others)
 
 
-def _column(table: Table, role: Role, wanted: str | None, kind: str) -> Curve | None:
+def _column(table: Table, role: Role, wanted: str | None, kind: str) -> LogColumn | None:
     if wanted is not None and wanted not in table.columns:
         raise ConfigError(f"the log has no column {wanted!r}", hint=f"its columns: {', '.join(list(table.columns)[:20])}")
     known = {plain(name): name for name in reversed(table.columns)}
@@ -150,7 +150,7 @@ def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
     return known[whole[0]] if len(whole) == 1 and not any(x in _PARTS for x in words[whole[0]]) else None
 
 
-def _in_parts(table: Table) -> dict[Role, Curve]:
+def _in_parts(table: Table) -> dict[Role, LogColumn]:
     """Where only the parts of a loss are logged, of the training and of an evaluation: what they add up to."""
     known = {plain(name): name for name in table.columns}
     for t, e in ((t, e) for t in _TRAINING for e in _EVALUATION):
@@ -161,13 +161,13 @@ def _in_parts(table: Table) -> dict[Role, Curve]:
     return {}
 
 
-def _sum(table: Table, names: list[str]) -> Curve:
+def _sum(table: Table, names: list[str]) -> LogColumn:
     columns = [dict(table.columns[name]) for name in names]
     points = [(step, sum(c[step] for c in columns)) for step in columns[0] if all(step in c for c in columns)]
     return _curve(" + ".join(n.strip() for n in names), points)
 
 
-def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
+def _curve(name: str, points: list[tuple[float, float]]) -> LogColumn:
     """Sorted by step; of a step that was written twice, as after a resumption, the last value counts."""
     latest = dict(points)
     ordered = sorted(latest.items())
@@ -175,7 +175,7 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
         size = -(-len(ordered) // (MOST_POINTS // 2))
         parts = (ordered[i : i + size] for i in range(0, len(ordered), size))
         ordered = [point for part in parts for point in _extremes(part)]
-    return Curve(name, tuple(s for s, _ in ordered), tuple(v for _, v in ordered))
+    return LogColumn(name, tuple(s for s, _ in ordered), tuple(v for _, v in ordered))
 
 
 def _extremes(part: list[tuple[float, float]]) -> list[tuple[float, float]]:

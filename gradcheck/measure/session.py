@@ -53,7 +53,7 @@ FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule ask
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurePlan:
     """What to measure, and how long it may take."""
 
     steps: int = 100
@@ -77,7 +77,7 @@ class Plan:
         return min(self.steps, FEW_STEPS if {"signals", "parameters", "units", "similarity", "reach"} & set(self.needs or ()) else 1)
 
 
-def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction: None) -> Measurement:
+def measure(workload: Workload, plan: MeasurePlan, tick: Tick = lambda phase, fraction: None) -> Measurement:
     """Measures a workload; nothing of the user's is changed, random state and global flags included.
 
     Raises TargetError when the workload cannot be copied or its training step does not run.
@@ -102,7 +102,7 @@ def on_copies(workload: Workload) -> Iterator[None]:
 class Session:
     """One workload being measured with one seed. `run` is the whole of it; `observe` takes a single measured step."""
 
-    def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
+    def __init__(self, workload: Workload, plan: MeasurePlan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = now() - plan.spent
         self.copy: TrainingCopy = fork(workload, seed=plan.seed)

@@ -18,7 +18,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.measure.checks.without_regularization import DROPOUT, SMOOTHING, Noise, lift, without_penalty
 from gradcheck.measure.probe import SMALL_STEP
-from gradcheck.measure.session import Plan, on_copies
+from gradcheck.measure.session import MeasurePlan, on_copies
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.definition import changes_loss
 from gradcheck.training.lab import Lab
@@ -47,7 +47,7 @@ Losses = tuple[float, float]  # on batches that are trained on, and on others; N
 
 
 @dataclass(frozen=True)
-class Change:
+class Contrast:
     """What distinguishes the other training of a pair: a remedy, or kinds of regularization taken away."""
 
     name: str = ""  # none: the training as it is
@@ -65,9 +65,9 @@ class Change:
         return self.name if p is None else f"{p.treatment}{sorted(p.settings.items())}{p.layers}"
 
 
-AS_IT_IS = Change()
+AS_IT_IS = Contrast()
 # Findings whose remedies keep the cause, or are not to be applied by gradcheck: the pair is trained without the cause.
-CAUSES = {"NORM004": Change("without dropout", lifted=(DROPOUT,))}
+CAUSES = {"NORM004": Contrast("without dropout", lifted=(DROPOUT,))}
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Suspect:
     """A finding, and the changes that the training is compared with, the least invasive first."""
 
     finding: Finding
-    changes: tuple[Change, ...]
+    changes: tuple[Contrast, ...]
     errors: tuple[str, ...] = ()  # that it may be the cause of
 
 
 def with_costs(
-    m: Measurement, workload: Workload, plan: Plan, began: float, rules: Sequence[Rule], settings: Settings, tick: Tick
+    m: Measurement, workload: Workload, plan: MeasurePlan, began: float, rules: Sequence[Rule], settings: Settings, tick: Tick
 ) -> Measurement:
     """The measurement with what its findings cost, as far as the time of `plan` reaches, which `began` at that perf_counter()."""
     if plan.fast or not plan.probes or not comparable(m):
@@ -115,20 +115,20 @@ def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list
     return [Suspect(f, changes, errors) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
 
 
-def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
+def _changes(finding: Finding, m: Measurement) -> Iterator[Contrast]:
     if finding.code in CAUSES:
         yield CAUSES[finding.code]
         return
     for remedy in finding.remedies:
         treatment = CATALOGUE.get(remedy.name)
         if treatment is not None and treatment.apply is not None and treatment.name not in UNFAIR:
-            yield from (Change(f"with {p.treatment}", p) for p in treatment.propose(finding, m)[:1] if not changes_loss([p]))
+            yield from (Contrast(f"with {p.treatment}", p) for p in treatment.propose(finding, m)[:1] if not changes_loss([p]))
 
 
 class Trained:
     """A copy in training, with a change or as it is, and its losses on the way: on the batches that it is trained on, and on others."""
 
-    def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
+    def __init__(self, workload: Workload, change: Contrast, seed: int, penalized: bool) -> None:
         fixes = [change.remedy] if change.remedy is not None else []
         self.training = Trainer.of(Lab(workload, apply).treated(fixes, seed), seed)
         lift(self.training.copy, change.lifted)
@@ -186,7 +186,7 @@ class Pairs:
             if found:
                 yield replace(max(found, key=saved), errors=errors)
 
-    def _hold_out(self, changes: Sequence[Change]) -> None:
+    def _hold_out(self, changes: Sequence[Contrast]) -> None:
         """Keeps some batches from the training where a change of the regularization asks for it, and there are enough of them."""
         batches = self.workload.batches
         count = min(len(batches) // HELD_OUT, MOST_BATCHES)
@@ -207,7 +207,7 @@ class Pairs:
         self.steps = min(max(LONGER * self.fewest, wanted), affordable) if longer else min(self.fewest, affordable)
         return base if self.steps >= self.fewest and not math.isnan(base.losses(self.steps)[0]) else None
 
-    def _cost(self, finding: Finding, change: Change) -> Cost | None:
+    def _cost(self, finding: Finding, change: Contrast) -> Cost | None:
         """The pair that shows least; only the first if that shows nothing. None when none could be trained."""
         found: Cost | None = None
         for seed in range(PAIRS):
@@ -219,14 +219,14 @@ class Pairs:
                 break
         return found
 
-    def _pair(self, finding: Finding, change: Change, seed: int) -> Cost | None:
+    def _pair(self, finding: Finding, change: Contrast, seed: int) -> Cost | None:
         base, other = self._training(AS_IT_IS, seed), self._training(change, seed)
         if base is None or other is None:
             return None
         cost = self._compared(finding, change, base, other, seed + 1)
         return None if math.isnan(cost.loss) or math.isnan(cost.changed) else cost
 
-    def _compared(self, finding: Finding, change: Change, base: Trained, other: Trained, pairs: int) -> Cost:
+    def _compared(self, finding: Finding, change: Contrast, base: Trained, other: Trained, pairs: int) -> Cost:
         held_out, steps = change.regularizes, self.steps
         start, early, loss, changed = (
             run.losses(at)[held_out] for run, at in ((base, 0), (base, self.fewest), (base, steps), (other, steps))
@@ -234,7 +234,7 @@ class Pairs:
         where = finding.code, finding.layers, finding.location
         return Cost(*where, change.name, steps, start, early, loss, changed, self.m.chance, pairs, held_out)
 
-    def _training(self, change: Change, seed: int) -> Trained | None:
+    def _training(self, change: Contrast, seed: int) -> Trained | None:
         """None when it cannot be made, or when there is no time for it."""
         key = change.key, seed
         if key not in self.trained:

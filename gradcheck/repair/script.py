@@ -16,7 +16,7 @@ from gradcheck.repair.loop import Mended, mend, wanted
 from gradcheck.repair.options import RepairOptions
 from gradcheck.repair.plan import allowed, fixes_for
 from gradcheck.repair.rescan import faulty
-from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order, outcomes_of, proof_of
+from gradcheck.repair.script_plan import TOGETHER, ScriptFix, ScriptTrials, in_order, outcomes_of, proof_of
 from gradcheck.repair.script_run import ScriptRun, noted, run_script, scanned, share
 from gradcheck.repair.script_verification import Bench
 from gradcheck.repair.story import Repaired, repair
@@ -93,7 +93,7 @@ class _Work:
     def _tried(self, mended: Mended, now: ScriptRun, bench: Bench) -> ScriptTrials:
         """Tries in the script what helped on copies, and what could not be tried there."""
         trials = ScriptTrials(mended, now, bench)
-        kept = [Edit(name, p) for name, done in self.repaired.items() for p in done.verified.plan]
+        kept = [ScriptFix(name, p) for name, done in self.repaired.items() for p in done.verified.plan]
         if any(done.interrupted for done in self.repaired.values()):
             trials.outcomes |= {e: Outcome(e.fix, "untried", INTERRUPTED) for e in kept}
             return trials
@@ -136,15 +136,15 @@ class _Work:
         interrupted = done is not None and done.interrupted
         return Fixed(None, replace(report, outcomes=outcomes, proof=proof), after, source, interrupted=interrupted)
 
-    def _untried(self, now: ScriptRun) -> list[Edit]:
+    def _untried(self, now: ScriptRun) -> list[ScriptFix]:
         """Remedies that findings ask for and that could not be tried on a copy."""
         found = []
         for report in now.reports:
             done = self.repaired.get(report.target)
             if done is not None:
-                found += [Edit(report.target, o.prescription) for o in done.verified.outcomes if o.status == "inapplicable"]
+                found += [ScriptFix(report.target, o.prescription) for o in done.verified.outcomes if o.status == "inapplicable"]
                 continue
             roots = [f for f in faulty(report) if f.cause is None] or list(faulty(report))
             wishes = allowed(fixes_for(roots, report.measurement, CATALOGUE), self.options.unsafe)
-            found += [Edit(report.target, p) for p in wishes]
+            found += [ScriptFix(report.target, p) for p in wishes]
         return found

@@ -35,7 +35,7 @@ def outcomes_of(report: Report, copies: Verified | None, mended: Mended, trials:
     return (*mended.of(report.target), *sorted(found, key=lambda o: o.status != "kept"), *said)
 
 
-def _merged(outcome: Outcome, tried: dict[Edit, Outcome], trials: ScriptTrials) -> Outcome:
+def _merged(outcome: Outcome, tried: dict[ScriptFix, Outcome], trials: ScriptTrials) -> Outcome:
     """The outcome of a remedy on copies, with what its edit did in the script."""
     edit = next((e for e in tried if signature([e.fix]) == signature([outcome.prescription])), None)
     if edit is None:
@@ -46,7 +46,7 @@ def _merged(outcome: Outcome, tried: dict[Edit, Outcome], trials: ScriptTrials) 
     return shown if outcome.status == "kept" or shown.status != "inapplicable" else outcome
 
 
-def _told(edit: Edit, outcome: Outcome, trials: ScriptTrials) -> Outcome:
+def _told(edit: ScriptFix, outcome: Outcome, trials: ScriptTrials) -> Outcome:
     return replace(outcome, diff=trials.diff_of(edit)) if outcome.status == "kept" else replace(outcome, effect=None, base=(), treated=())
 
 
@@ -72,7 +72,7 @@ NO_RUN = "there was no time to run the script with it"
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
+class ScriptFix:
     """A fix for one of the script's trainings."""
 
     target: str
@@ -80,10 +80,10 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class State:
+class ScriptState:
     """The script with some edits, and a run of it that was judged by all rules."""
 
-    plan: tuple[Edit, ...]
+    plan: tuple[ScriptFix, ...]
     spec: ScriptSpec
     run: ScriptRun
     source: SourcePlan | None = None
@@ -96,15 +96,15 @@ class ScriptTrials:
     mended: Mended
     now: ScriptRun
     bench: Bench
-    outcomes: dict[Edit, Outcome] = field(default_factory=dict)  # the last one of each edit
+    outcomes: dict[ScriptFix, Outcome] = field(default_factory=dict)  # the last one of each edit
     runs: int = 0
 
     def __post_init__(self) -> None:
-        self.state = State((), self.mended.spec, self.now)
+        self.state = ScriptState((), self.mended.spec, self.now)
 
     # ------------------------------------------------------------- what held on copies
 
-    def prove(self, edits: Sequence[Edit]) -> None:
+    def prove(self, edits: Sequence[ScriptFix]) -> None:
         """Keeps the edits that help: all together if that works, else those that help by themselves."""
         plan, start = tuple(edits), self.state
         while plan:
@@ -120,20 +120,20 @@ class ScriptTrials:
         if len(plan) > 1:
             self._one_by_one(plan)
 
-    def _one_by_one(self, plan: tuple[Edit, ...]) -> None:
+    def _one_by_one(self, plan: tuple[ScriptFix, ...]) -> None:
         while plan:
             edit, plan = plan[0], plan[1:]
             self.attempt(edit)
             if self.outcomes[edit].status != "kept":
                 plan = self._without_extras(plan, edit)
 
-    def _holds(self, before: State, after: State, plan: Sequence[Edit]) -> bool:
+    def _holds(self, before: ScriptState, after: ScriptState, plan: Sequence[ScriptFix]) -> bool:
         judged = {e: j for target in dict.fromkeys(e.target for e in plan) for e, j in self._judged(before, after, target, plan)}
         for edit, found in judged.items():
             self.outcomes[edit] = found.settled()
         return all(self.outcomes[e].status == "kept" for e in plan)
 
-    def _needed(self, start: State, whole: State, edit: Edit) -> bool:
+    def _needed(self, start: ScriptState, whole: ScriptState, edit: ScriptFix) -> bool:
         """Whether the script with all edits is better for this one."""
         rest = self._with(start, tuple(e for e in whole.plan if e is not edit and e not in start.plan))
         if rest is None:
@@ -144,7 +144,7 @@ class ScriptTrials:
             self.outcomes[edit] = settled
         return settled.status == "kept"
 
-    def _without_extras(self, plan: tuple[Edit, ...], refused: Edit) -> tuple[Edit, ...]:
+    def _without_extras(self, plan: tuple[ScriptFix, ...], refused: ScriptFix) -> tuple[ScriptFix, ...]:
         """Remedies that no finding asked for are only proved together with the cure of an error."""
         errors = {f.code for f in self.now.report_of(refused.target).findings if f.severity == "error"}
         if not errors.intersection(refused.fix.findings):
@@ -157,7 +157,7 @@ class ScriptTrials:
 
     # ------------------------------------------------------- what could not be tried on copies
 
-    def attempt(self, edit: Edit) -> None:
+    def attempt(self, edit: ScriptFix) -> None:
         """Tries one more edit; keeps it when the script is better for it."""
         after = self._with(self.state, (edit,))
         if after is None:
@@ -171,14 +171,14 @@ class ScriptTrials:
         """Codes of errors and warnings that are still found."""
         return set(severities(self.state.run.report_of(target)))
 
-    def diff_of(self, edit: Edit) -> str:
+    def diff_of(self, edit: ScriptFix) -> str:
         """What this edit alone changes in the files as the loop's edits left them."""
         drafts = [Draft(d.document, d.origin) for d in self.mended.drafts]
         return plan_edits([edit.fix], self.now.report_of(edit.target).measurement, self.now.files, drafts).own_diff
 
     # ---------------------------------------------------------------------------- runs
 
-    def _with(self, state: State, more: Sequence[Edit]) -> State | None:
+    def _with(self, state: ScriptState, more: Sequence[ScriptFix]) -> ScriptState | None:
         """The script with further edits, run and scanned; None when they cannot be written, or it cannot be run."""
         plan = (*state.plan, *more)
         source = self._written(plan)
@@ -194,9 +194,9 @@ class ScriptTrials:
         except GradcheckError as error:
             self._note(more, "failed", not_run(error))
             return None
-        return State(plan, spec, run, source)
+        return ScriptState(plan, spec, run, source)
 
-    def _written(self, plan: Sequence[Edit]) -> SourcePlan | None:
+    def _written(self, plan: Sequence[ScriptFix]) -> SourcePlan | None:
         """The edits of all trainings, in the files as the loop's edits left them."""
         drafts: Sequence[Draft] = [Draft(d.document, d.origin) for d in self.mended.drafts]
         for target in dict.fromkeys(e.target for e in plan):
@@ -216,17 +216,17 @@ class ScriptTrials:
             drafts = source.drafts
         return SourcePlan(tuple(drafts), tuple(e.fix for e in plan), ())
 
-    def _judged(self, before: State, after: State, target: str, plan: Sequence[Edit]) -> list[tuple[Edit, Judged]]:
+    def _judged(self, before: ScriptState, after: ScriptState, target: str, plan: Sequence[ScriptFix]) -> list[tuple[ScriptFix, Judged]]:
         own = [e for e in plan if e.target == target]
         report = before.run.report_of(target)
         found = self.bench.judge([e.fix for e in own], report, (before.spec, before.run), (after.spec, after.run))
         return list(zip(own, found, strict=True))
 
-    def _note(self, edits: Iterable[Edit], status: str, reason: str) -> None:
+    def _note(self, edits: Iterable[ScriptFix], status: str, reason: str) -> None:
         for edit in edits:
             self.outcomes[edit] = Outcome(edit.fix, status, reason)  # type: ignore[arg-type]
 
 
-def in_order(edits: Iterable[Edit]) -> list[Edit]:
+def in_order(edits: Iterable[ScriptFix]) -> list[ScriptFix]:
     """By stage; within a stage the safe ones first."""
     return sorted(edits, key=lambda e: (STAGES.index(e.fix.stage), e.fix.applicability != "safe"))

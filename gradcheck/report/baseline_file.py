@@ -8,7 +8,7 @@ from pathlib import Path
 from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.files import write_text
-from gradcheck.judge.baseline import Entry
+from gradcheck.judge.baseline import KnownFinding
 from gradcheck.types.finding import SEVERITIES
 
 NAME = ".gradcheck-baseline.json"
@@ -16,18 +16,18 @@ VERSION = 1
 COMPARISONS = ("<", ">", "<=", ">=", "=", "")
 
 
-def write(path: Path, baseline: Sequence[Entry]) -> None:
+def write(path: Path, baseline: Sequence[KnownFinding]) -> None:
     """Writes the file whole. Raises SavedRunError when it cannot be written."""
     write_text(path, text(baseline), hint="give another path with --baseline")
 
 
-def text(baseline: Sequence[Entry]) -> str:
+def text(baseline: Sequence[KnownFinding]) -> str:
     rows = ",\n".join(f"    {_line(entry)}" for entry in baseline)
     listed = f"[\n{rows}\n  ]" if rows else "[]"
     return f'{{\n  "schema_version": {VERSION},\n  "findings": {listed}\n}}\n'
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: KnownFinding) -> str:
     members: dict[str, str | float] = {"target": entry.target, "finding": entry.key, "severity": entry.severity}
     if entry.value is not None:
         value = float(f"{entry.value:.4g}") if math.isfinite(entry.value) else str(entry.value)
@@ -35,7 +35,7 @@ def _line(entry: Entry) -> str:
     return json.dumps(members, ensure_ascii=False)
 
 
-def read(path: Path) -> tuple[Entry, ...]:
+def read(path: Path) -> tuple[KnownFinding, ...]:
     """The entries. Raises ConfigError when the file cannot be read or is not a baseline."""
     try:
         data = files.parsed(path)
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[Entry, ...]:
     return tuple(_entry(path, i, row) for i, row in enumerate(data["findings"], start=1))
 
 
-def _entry(path: Path, nth: int, row: object) -> Entry:
+def _entry(path: Path, nth: int, row: object) -> KnownFinding:
     if not isinstance(row, dict):
         raise _wrong(path, f"entry {nth} is not an object")
     texts = [row.get("target"), row.get("finding"), row.get("quantity", ""), row.get("comparison", "")]
@@ -61,14 +61,14 @@ def _entry(path: Path, nth: int, row: object) -> Entry:
         value = None if row.get("value") is None else float(row["value"])
     except (TypeError, ValueError) as e:
         raise _wrong(path, f"the value of entry {nth} is not a number") from e
-    return Entry(str(texts[0]), str(texts[1]), row["severity"], str(texts[2]), value, str(texts[3]))
+    return KnownFinding(str(texts[0]), str(texts[1]), row["severity"], str(texts[2]), value, str(texts[3]))
 
 
 def _wrong(path: Path, what: str) -> ConfigError:
     return ConfigError(f"{path} is not a baseline of gradcheck ({what})", hint="`gradcheck baseline update` writes it again")
 
 
-def lines(path: Path, baseline: Sequence[Entry]) -> Mapping[Entry, int]:
+def lines(path: Path, baseline: Sequence[KnownFinding]) -> Mapping[KnownFinding, int]:
     """Entry -> the line of the file that holds it, if each is on a line of its own."""
     numbers: dict[str, int] = {}
     for number, line in enumerate(files.text(path).splitlines(), start=1):

@@ -20,7 +20,7 @@ MOST_MESSAGE = 300  # characters of a message, a reason, a remedy or a name
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """What to do next, in the commands that the reader uses."""
 
     rule: Callable[[str], str]  # rule name -> how to get it explained
@@ -28,7 +28,7 @@ class Step:
     run: Callable[[str], str]  # target -> how to look at the whole of a training
 
 
-COMMANDS = Step(
+COMMANDS = NextStep(
     lambda name: f"gradcheck rule {name}",
     lambda target: f"gradcheck fix {shlex.quote(target)} --diff",
     lambda target: f"gradcheck watch -- python {shlex.quote(target)}",
@@ -40,7 +40,7 @@ def render(reports: Sequence[Report], view: object = None) -> str:
     return brief(reports, COMMANDS)
 
 
-def brief(reports: Sequence[Report], step: Step, room: int = ROOM) -> str:
+def brief(reports: Sequence[Report], step: NextStep, room: int = ROOM) -> str:
     """The reports in at most `room` characters: remedies and numbers are dropped first, then findings, then whole reports."""
     for most, detailed in ((8, True), (4, True), (4, False), (2, False), (1, False)):
         text = "\n\n".join("\n".join(_report(report, step, most, detailed)) for report in reports) + "\n"
@@ -62,7 +62,7 @@ def _shortened(lines: Sequence[str], room: int) -> str:
     return "\n".join((*kept, *more)) + "\n"
 
 
-def _report(report: Report, step: Step, most: int, detailed: bool) -> list[str]:
+def _report(report: Report, step: NextStep, most: int, detailed: bool) -> list[str]:
     heads = tree(report.findings)
     lines = [f"{_cut(report.target)}: {_cut(summary(report))} {conditions(report)}"]
     if report.trial is not None:
@@ -96,7 +96,7 @@ def _remedy(remedy: Remedy) -> str:
     return _cut(remedy.text) + (f" (unsafe: {reason(remedy.name)})" if remedy.applicability == "unsafe" else "")
 
 
-def _next(report: Report, step: Step) -> str:
+def _next(report: Report, step: NextStep) -> str:
     heads = [f for f in report.headlines if f.severity != "info"]
     target = report.target.partition(" (")[0]  # each of a script's optimizers has a report
     if not heads:

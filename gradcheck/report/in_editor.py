@@ -70,7 +70,7 @@ def silenced(finding: Finding, lines: Sequence[str], place: Location) -> bool:
 
 
 @dataclass(frozen=True)
-class Change:
+class LineChange:
     """Lines of a file in place of others. `start` counts from 1; an empty `old` inserts before that line."""
 
     path: str
@@ -84,14 +84,14 @@ def proved(report: Report) -> list[Outcome]:
     return [outcome for outcome in report.outcomes if outcome.status == "kept" and outcome.diff]
 
 
-def changes(diff: str) -> Iterator[Change]:
+def changes(diff: str) -> Iterator[LineChange]:
     """The hunks of a unified diff."""
     path, start = "", 0
     old: list[str] = []
     new: list[str] = []
     for line in [*diff.splitlines(), "@@ end"]:
         if line.startswith(("@@", "--- ", "+++ ")) and (old or new):
-            yield Change(path, start, tuple(old), tuple(new))
+            yield LineChange(path, start, tuple(old), tuple(new))
             old, new = [], []
         if line.startswith("+++ "):
             path = line[4:].partition("\t")[0].removeprefix("b/")
@@ -102,6 +102,6 @@ def changes(diff: str) -> Iterator[Change]:
             new += [line[1:]] if line[0] != "-" else []
 
 
-def applies(change: Change, lines: Sequence[str]) -> bool:
+def applies(change: LineChange, lines: Sequence[str]) -> bool:
     """Whether the lines to be replaced are where they were."""
     return tuple(lines[change.start - 1 : change.start - 1 + len(change.old)]) == change.old

@@ -12,7 +12,7 @@ from gradcheck.trials.plan import gets_further
 from gradcheck.trials.rounds import Tournament
 from gradcheck.trials.standings import Candidate, compare, is_relevant, is_undecided, shared, values
 from gradcheck.types.fix import Effect
-from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, Score
+from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, MetricRange
 
 FEWEST = 3  # seeds of the final from which an effect is told
 WINDOW = 0.05  # of the steps: a point of the training curve is the mean over so many
@@ -106,10 +106,10 @@ def curve(runs: Sequence[Sequence[tuple[int, float]]]) -> Curve:
     return Curve(tuple(steps), middle, low, high)
 
 
-def _scores(results: Sequence[Result]) -> tuple[Score, ...]:
+def _scores(results: Sequence[Result]) -> tuple[MetricRange, ...]:
     names = dict.fromkeys(name for r in results for name in r.scores)
     found = {name: [r.scores[name] for r in results if name in r.scores] for name in names}
-    return tuple(Score(name, median(xs), min(xs), max(xs), name in LOWER_IS_BETTER) for name, xs in found.items())
+    return tuple(MetricRange(name, median(xs), min(xs), max(xs), name in LOWER_IS_BETTER) for name, xs in found.items())
 
 
 def ranked(entries: Sequence[Entry], recommended: str) -> list[Entry]:

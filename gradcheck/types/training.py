@@ -95,7 +95,7 @@ class NonFinite:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LogColumn:
     """A column of a log. The two tuples are equally long; steps grow, values may be not finite."""
 
     name: str  # as the log calls it
@@ -103,10 +103,10 @@ class Curve:
     values: tuple[float, ...]
 
     @property
-    def finite(self) -> Curve:
+    def finite(self) -> LogColumn:
         """Its finite values."""
         kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
-        return Curve(self.name, tuple(s for s, _ in kept), tuple(v for _, v in kept))
+        return LogColumn(self.name, tuple(s for s, _ in kept), tuple(v for _, v in kept))
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class LogFacts:
     """The columns of a log that rules read; None: it has no such column."""
 
     format: str  # "trainer_state.json of Transformers", "TensorBoard", ...
-    loss: Curve | None = None  # of training
-    evaluation: Curve | None = None  # loss on held-out data
-    rate: Curve | None = None
-    norm: Curve | None = None  # of the gradient
+    loss: LogColumn | None = None  # of training
+    evaluation: LogColumn | None = None  # loss on held-out data
+    rate: LogColumn | None = None
+    norm: LogColumn | None = None  # of the gradient
     clip: float | None = None  # norm that gradients are clipped to, where the log or the user says it
     others: tuple[str, ...] = ()  # columns that were not used
 

@@ -34,7 +34,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Score:
+class MetricRange:
     """A metric on the validation data at the end: median, smallest and largest over the seeds."""
 
     metric: str  # "accuracy", "F1 of class 3", "R2", "generalization gap", ...
@@ -59,7 +59,7 @@ class Entry:
     steps: int = 0
     training: Curve = Curve()
     validation: Curve = Curve()
-    scores: tuple[Score, ...] = ()
+    scores: tuple[MetricRange, ...] = ()
     gradient_spread: float | None = None  # largest over median gradient norm after the first steps; median over seeds
     step_ms: float | None = None
     sparsity: float | None = None  # share of the weights (of two axes and more) that are exactly zero

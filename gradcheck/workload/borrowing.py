@@ -1,8 +1,9 @@
 """Training the user's own modules for a while, if no faithful copy of them can be made, and putting everything back.
 
-A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
-put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
-place stay where they are, or, of a model that its device is not to hold twice, are set aside, with gradients and the optimizer's state.
+A `BorrowedState` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules.
+They are put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that
+is not in place stay where they are, or, of a model that its device is not to hold twice, are set aside, with gradients and the
+optimizer's state.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _CONTAINERS = (list, dict, set, collections.OrderedDict, collections.defaultdict
 
 
 @dataclass(eq=False)
-class State:
+class BorrowedState:
     """What the modules hold while this state is in place; taken from them when another one comes."""
 
     data: dict[int, torch.Tensor] = field(default_factory=dict)  # by id of the tensor
@@ -42,10 +43,10 @@ class State:
     optimizer: torch.optim.Optimizer | None = None  # that goes with it
     aside: Pairs = field(default_factory=list)  # gradients and its state, emptied, with their values
 
-    def copy(self, *, shared: bool) -> State:
+    def copy(self, *, shared: bool) -> BorrowedState:
         """Another state that starts out the same, without gradients. `shared`: with the same data, which nobody writes to."""
         data = self.data if shared else {key: value.clone() for key, value in self.data.items()}
-        return State(data, {}, dict(self.trained), self.attributes, self.contents)
+        return BorrowedState(data, {}, dict(self.trained), self.attributes, self.contents)
 
 
 class Borrowed:
@@ -61,23 +62,23 @@ class Borrowed:
         self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
         self._homes: dict[int, torch.Tensor] = {}  # the memory that each tensor had first, and has again in the end
         self._guards = ExitStack()
-        self._theirs = State()
+        self._theirs = BorrowedState()
         self._keep(self._theirs)
         self._initial = self._theirs
-        self._active: weakref.ref[State] | None = None  # None: theirs is in place. A state that nobody has any more is not kept
+        self._active: weakref.ref[BorrowedState] | None = None  # None: theirs is in place. A state that nobody has any more is not kept
 
-    def start_from(self, earlier: State, copies: Mapping[int, nn.Module]) -> None:
+    def start_from(self, earlier: BorrowedState, copies: Mapping[int, nn.Module]) -> None:
         """Makes trainings start from the data of an earlier state and the plain attributes of the modules' `copies` of that time, by id."""
         now = self._theirs
         attributes = [(m, {**held, **_plain_attributes(copies.get(id(m)))}) for m, held in now.attributes]
-        self._initial = State({**now.data, **earlier.data}, {}, {**now.trained, **earlier.trained}, attributes, now.contents)
+        self._initial = BorrowedState({**now.data, **earlier.data}, {}, {**now.trained, **earlier.trained}, attributes, now.contents)
 
     def freeze(self, key: int) -> None:
         """Excludes a tensor, by id, from training."""
         initial = self._initial
-        self._initial = State(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
+        self._initial = BorrowedState(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
 
-    def lend(self, theirs: torch.optim.Optimizer | None = None) -> State:
+    def lend(self, theirs: torch.optim.Optimizer | None = None) -> BorrowedState:
         """Puts a fresh copy of the initial state in place. `theirs`: the optimizer of the user's own state."""
         self._theirs.optimizer = theirs or self._theirs.optimizer
         state = self._initial.copy(shared=self.spill)
@@ -88,7 +89,7 @@ class Borrowed:
         """Gives the copies of what is set aside of the user's optimizer its values; `copies` by the id of each tensor."""
         fill((copies[id(t)], values) for t, values in self._theirs.aside if id(t) in copies)
 
-    def use(self, state: State) -> None:
+    def use(self, state: BorrowedState) -> None:
         """Puts a state in place, and keeps the one that was."""
         active = self._active() if self._active is not None else None
         if state is active:
@@ -125,7 +126,7 @@ class Borrowed:
             if not tensor.is_inference():
                 self._guards.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
 
-    def _keep(self, state: State) -> None:
+    def _keep(self, state: BorrowedState) -> None:
         """Notes in `state` what the modules hold now."""
         self.tensors |= {id(t): t for t in _tensors_of(self.modules)}  # a forward pass may have made new buffers
         held = {key: _held(t) if self.spill else t.data for key, t in self.tensors.items()}
@@ -140,11 +141,11 @@ class Borrowed:
             state.aside = self._values(state)
             empty(state.aside)
 
-    def _values(self, state: State) -> Pairs:
+    def _values(self, state: BorrowedState) -> Pairs:
         """Gradients and the optimizer's state, with what they hold now."""
         return with_values([*(g for g in state.gradients.values() if g is not None), *state_of(state.optimizer)]) if self._files else []
 
-    def _put(self, state: State) -> None:
+    def _put(self, state: BorrowedState) -> None:
         for module, attributes in state.attributes:
             vars(module).clear()
             vars(module).update(attributes)

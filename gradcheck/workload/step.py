@@ -92,7 +92,7 @@ _WHOLE_BATCH_NAMES = ("batch", "sample", "example", "batch_dict", "data")
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardSignature:
     """What a forward method accepts."""
 
     positional: tuple[str, ...]
@@ -109,18 +109,18 @@ class Forward:
         return len(self.required) <= count and (self.any_positional or count <= len(self.positional))
 
 
-def forward_of(model: nn.Module) -> Forward:
+def forward_of(model: nn.Module) -> ForwardSignature:
     """Signature of `model.forward`; one required positional argument where it cannot be read."""
     if isinstance(model, torch.jit.ScriptModule):
         method: Any = model.forward
         arguments = method.schema.arguments[1:]
-        return Forward(tuple(a.name for a in arguments), tuple(a.name for a in arguments if not a.has_default_value()))
+        return ForwardSignature(tuple(a.name for a in arguments), tuple(a.name for a in arguments if not a.has_default_value()))
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except Exception:  # an object that answers to every name may raise anything
-        return Forward(("input",), ("input",))
+        return ForwardSignature(("input",), ("input",))
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return Forward(
+    return ForwardSignature(
         positional=tuple(p.name for p in plain),
         required=tuple(p.name for p in plain if p.default is p.empty),
         keywords=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
@@ -136,7 +136,7 @@ def split(batch: Batch, model: nn.Module | None = None, *, own_loss: bool = Fals
     (x1, x2, target), ((x1, x2), target). Of a dict the target is under "labels", "target" or alike. With `own_loss` the model computes
     its loss itself: a target that its forward method accepts is among the inputs, too.
     """
-    forward = forward_of(model) if model is not None else Forward((), (), any_positional=True, any_keyword=True)
+    forward = forward_of(model) if model is not None else ForwardSignature((), (), any_positional=True, any_keyword=True)
     if isinstance(batch, Mapping):
         return _split_mapping(batch, forward, own_loss)
     if isinstance(batch, (tuple, list)):
@@ -144,7 +144,7 @@ def split(batch: Batch, model: nn.Module | None = None, *, own_loss: bool = Fals
     return (batch,), None
 
 
-def _split_mapping(batch: Mapping[str, Any], forward: Forward, own_loss: bool) -> tuple[Inputs, Any]:
+def _split_mapping(batch: Mapping[str, Any], forward: ForwardSignature, own_loss: bool) -> tuple[Inputs, Any]:
     target_name = next((name for name in TARGET_NAMES if name in batch), None)
     target = batch[target_name] if target_name else None
     names = [name for name in batch if name != target_name]
@@ -161,7 +161,7 @@ def _split_mapping(batch: Mapping[str, Any], forward: Forward, own_loss: bool) -
     return tuple(batch[name] for name in names[:count]), target
 
 
-def _split_sequence(batch: tuple[Any, ...] | list[Any], forward: Forward, own_loss: bool) -> tuple[Inputs, Any]:
+def _split_sequence(batch: tuple[Any, ...] | list[Any], forward: ForwardSignature, own_loss: bool) -> tuple[Inputs, Any]:
     count = len(batch)
     if count == 2 and isinstance(batch[0], (tuple, list, Mapping)):
         return _nested(batch[0], batch[1], forward, own_loss)
@@ -178,7 +178,7 @@ def _split_sequence(batch: tuple[Any, ...] | list[Any], forward: Forward, own_lo
     return (tuple(batch[:most]), tuple(batch[most:])) if count > most else (tuple(batch), None)
 
 
-def _nested(inputs: Any, target: Any, forward: Forward, own_loss: bool) -> tuple[Inputs, Any]:
+def _nested(inputs: Any, target: Any, forward: ForwardSignature, own_loss: bool) -> tuple[Inputs, Any]:
     if isinstance(inputs, Mapping):
         chosen, _ = _split_mapping(inputs, forward, own_loss)
         if own_loss and isinstance(chosen, dict) and (name := next((n for n in TARGET_NAMES if forward.accepts(n)), None)):

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location
-from gradcheck.workload.borrowing import Borrowed, State
+from gradcheck.workload.borrowing import Borrowed, BorrowedState
 from gradcheck.workload.copying import bind_copies, bound, copying, memo_for, require_parts
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size
@@ -54,7 +54,7 @@ class TrainingCopy:
         sites: Mapping[int, Location],
         clip: Clipping | None = None,
         loss_function: Callable[[Any, Any], torch.Tensor] | None = None,
-        lent: tuple[Borrowed, State] | None = None,
+        lent: tuple[Borrowed, BorrowedState] | None = None,
     ) -> None:
         """`sites`: id(module) -> the expression that constructed its original. `clip`: `take_step` applies it. `loss_function`: what
         `training_step` is made of, where it is. `lent`: the modules are the user's, and this state of theirs is trained."""

@@ -19,7 +19,7 @@ BY_CHANCE = 0.01  # share of trainings in which chance alone may give a note
 
 
 @dataclass(frozen=True)
-class Spike:
+class NormSpike:
     """The gradient norm that stands out most from its neighbours."""
 
     step: int
@@ -42,7 +42,7 @@ def beside_neighbours(norms: Sequence[float]) -> dict[int, float]:
     return found
 
 
-def largest_spike(m: Measurement) -> Spike | None:
+def largest_spike(m: Measurement) -> NormSpike | None:
     """Against the median of the steps around it. Norms below what was usual at the start are left out: they can do no harm."""
     norms, losses = m.probe.gradient_norms, m.probe.losses
     if len(norms) < FEWEST:
@@ -55,7 +55,7 @@ def largest_spike(m: Measurement) -> Spike | None:
     before = median(losses[max(0, t - BESIDE) : t + 1])
     after = max(losses[t + 1 : t + 1 + AFTER], default=before)
     scale = max(abs(losses[0]), 0.0 if levelled(m.probe, m.chance) else pstdev(losses[:SETTLED]))
-    return Spike(t, norms[t], usual[t], (after - before) / max(scale, 1e-12))
+    return NormSpike(t, norms[t], usual[t], (after - before) / max(scale, 1e-12))
 
 
 def expected_largest(norms: Sequence[float]) -> float:
@@ -73,7 +73,7 @@ def expected_largest(norms: Sequence[float]) -> float:
     return math.exp(quartile + width * math.log(len(above) / BY_CHANCE)) if above else math.exp(quartile)
 
 
-def breakdown(m: Measurement) -> Spike | None:
+def breakdown(m: Measurement) -> NormSpike | None:
     """The spike that ended a training which was fine until then; None when it diverged from the start, or did not end."""
     norms, losses = m.probe.gradient_norms, m.probe.losses
     finite = [n for n in norms if math.isfinite(n)]
@@ -83,7 +83,7 @@ def breakdown(m: Measurement) -> Spike | None:
     step = next((t for t in range(BESIDE, len(finite)) if finite[t] > SUDDEN * usual), None)
     if step is None or usual <= 0 or not all(x <= 1.5 * abs(losses[0]) for x in losses[:step]):
         return None
-    return Spike(step, finite[step], usual, math.inf)
+    return NormSpike(step, finite[step], usual, math.inf)
 
 
 @rule(

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, probe_failure
 from gradcheck.types.data import LabelFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -6,7 +6,7 @@ from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 
 @rule(
@@ -66,7 +66,7 @@ def log_gradient_norms(m: Measurement, limits: Limits) -> Verdict:
     return [f for f in findings if f is not None]
 
 
-def _course(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
+def _course(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
     usual, last = median(curve.values[: len(curve.values) // 2]), ends(curve.values)[1]
     if usual <= 0:
         return None
@@ -85,7 +85,7 @@ def _course(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
     return found("warning", message, evidence=evidence, remedies=(look(m, f"see which layers it comes from, at {at_step(since)}"),))
 
 
-def _clipped(m: Measurement, curve: Curve, clip: float | None, limits: Limits) -> Finding | None:
+def _clipped(m: Measurement, curve: LogColumn, clip: float | None, limits: Limits) -> Finding | None:
     if clip is None:
         return None
     share = sum(v > clip for v in curve.values) / len(curve.values)

@@ -7,7 +7,7 @@ from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards,
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Curve, LogFacts
+from gradcheck.types.training import LogColumn, LogFacts
 
 PARTS = 20  # of a curve, whose medians tell whether it comes down again
 JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
@@ -127,7 +127,7 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]
 
 
-def _may_be_meant(log: LogFacts, curve: Curve, limits: Limits) -> bool:
+def _may_be_meant(log: LogFacts, curve: LogColumn, limits: Limits) -> bool:
     """Whether the loss may have risen because the data became harder."""
     held_out = log.evaluation.finite.values if log.evaluation is not None else ()
     if held_out and held_out[-1] - min(held_out) < limits["lost"] * (held_out[0] - min(held_out)):

@@ -5,7 +5,7 @@ from gradcheck.rules.log.shared import NO_LOG, at_step, look
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 
 @rule(
@@ -59,7 +59,7 @@ def log_loss_not_finite(m: Measurement, limits: Limits) -> Verdict:
     return [f for f in findings if f is not None]
 
 
-def _finding(m: Measurement, what: str, curve: Curve, limits: Limits) -> Finding | None:
+def _finding(m: Measurement, what: str, curve: LogColumn, limits: Limits) -> Finding | None:
     broken = [not math.isfinite(v) for v in curve.values]
     trailing = next((i for i, bad in enumerate(reversed(broken)) if not bad), len(broken))
     least = limits["points"] if "norm" in what else 1

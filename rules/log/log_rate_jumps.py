@@ -7,7 +7,7 @@ from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
 
@@ -71,7 +71,7 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     return [f for f in findings if f is not None]
 
 
-def _rise(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
+def _rise(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
     jump = first_jump(curve, limits["jump"], int(limits["points"]), math.inf if m.log is not None else EACH_STEP)
     if jump is None:
         return None
@@ -84,7 +84,7 @@ def _rise(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
     return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
 
 
-def _fall(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding | None:
+def _fall(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Finding | None:
     points = list(zip(curve.steps, curve.values, strict=True))
     for (_, before), (step, value) in pairwise(points):
         if 0 < value * limits["fall"] < before and last - step > limits["idle"] * last and max(v for s, v in points if s >= step) <= value:
@@ -98,7 +98,7 @@ def _fall(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding 
     return None
 
 
-def _idle(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding | None:
+def _idle(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Finding | None:
     moving = [s for s, v in zip(curve.steps, curve.values, strict=True) if v > 0]
     since = next((s for s in curve.steps if s > max(moving, default=-1.0)), None)
     if since is None or not last - since > limits["idle"] * last:

@@ -7,7 +7,7 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 
 @rule(
@@ -67,7 +67,7 @@ def signal_runs_away(m: Measurement, limits: Limits) -> Verdict:
 
 def _growth(x: Layer) -> tuple[float, float] | None:
     known = [(float(s.step), s.output.rms) for s in x.snapshots if s.output is not None and math.isfinite(s.output.rms)]
-    return thirds(Curve(x.name, tuple(step for step, _ in known), tuple(rms for _, rms in known)))
+    return thirds(LogColumn(x.name, tuple(step for step, _ in known), tuple(rms for _, rms in known)))
 
 
 def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limits) -> Finding:

@@ -7,7 +7,7 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Curve
+from gradcheck.types.training import LogColumn
 
 
 @rule(
@@ -72,7 +72,7 @@ def growth(p: Parameter) -> tuple[float, float] | None:
     bias = len(p.shape) < 2 and (p.std == 0 == p.mean or p.name.endswith("bias"))
     if bias or not known:
         return None
-    return thirds(Curve(p.name, tuple(step for step, _ in known), tuple(norm for _, norm in known)))
+    return thirds(LogColumn(p.name, tuple(step for step, _ in known), tuple(norm for _, norm in known)))
 
 
 def _finding(m: Measurement, bad: list[tuple[Parameter, float, float]], limits: Limits) -> Finding:

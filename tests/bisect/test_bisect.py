@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from gradcheck.bisect import story
-from gradcheck.bisect.recorder import Recorder, fingerprint
+from gradcheck.bisect.recorder import EventRecorder, fingerprint
 from gradcheck.bisect.recording import load, save
-from gradcheck.bisect.story import Orders, Side, bisected
+from gradcheck.bisect.story import BisectOrders, Side, bisected
 from gradcheck.errors import TargetError
 from gradcheck.live.launch import Exit
 from gradcheck.report.bisection import as_json, page, text
@@ -102,7 +102,7 @@ def recorded(**changes):
         raise Enough
 
     gc.collect()  # models of another run would be found
-    recorder = Recorder(STEPS, enough)
+    recorder = EventRecorder(STEPS, enough)
     recorder.install()
     try:
         train(**changes)
@@ -121,7 +121,7 @@ def base():
 
 def compared(a=None, tolerance=0.0, **changes):
     runs = tuple(recorded(**a) for _ in range(3)) if a else base()
-    return bisected(Side("a.py", runs), Side("b.py", (recorded(**{**(a or {}), **changes}),)), Orders(STEPS, tolerance=tolerance))
+    return bisected(Side("a.py", runs), Side("b.py", (recorded(**{**(a or {}), **changes}),)), BisectOrders(STEPS, tolerance=tolerance))
 
 
 def _zero(model):
@@ -179,7 +179,7 @@ def test_the_noise_of_a_is_no_difference(changes):
 
 def test_a_program_without_a_seed_cannot_be_compared():
     runs = recorded(seed=1), recorded(seed=2)
-    found = bisected(Side("a.py", runs), Side("b.py", (recorded(seed=3),)), Orders(STEPS))
+    found = bisected(Side("a.py", runs), Side("b.py", (recorded(seed=3),)), BisectOrders(STEPS))
     assert found.verdict == "not-comparable" and "initial weights differ from run to run" in found.headline
 
 
@@ -198,7 +198,7 @@ def test_recording_changes_nothing():
         torch.manual_seed(0)
         model = Net()
         optimizer = torch.optim.AdamW(model.parameters())
-        recorder = Recorder(9, lambda: None)
+        recorder = EventRecorder(9, lambda: None)
         if record:
             recorder.install()
         for _ in range(4):
@@ -243,7 +243,7 @@ def test_a_full_folder_is_not_the_fault_of_the_program(tmp_path, monkeypatch):
 
     monkeypatch.setattr(story, "launch", launched_instead)
     with pytest.raises(TargetError, match="nothing can be recorded in") as refused:
-        story.recorded(f"{sys.executable} -m train", Orders(), 2, print)
+        story.recorded(f"{sys.executable} -m train", BisectOrders(), 2, print)
     assert "TMPDIR" in refused.value.hint
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import gradcheck
 from gradcheck.bisect.saved import are_saved, bisected_runs
-from gradcheck.bisect.story import Orders
+from gradcheck.bisect.story import BisectOrders
 from gradcheck.errors import ConfigError
 from gradcheck.types.bisection import Bisection
 
@@ -35,7 +35,7 @@ def saved(path: Path, eps: float = 1e-5, lr: float = 1e-3, seed: int = 0, shifte
 def compared(folder: Path, tolerance: float = 0.0, **changes: float) -> Bisection:
     a, b = saved(folder / "a.json"), saved(folder / "b.json", **changes)  # type: ignore[arg-type]
     assert are_saved(a, b)
-    return bisected_runs(a, b, Orders(tolerance=tolerance))
+    return bisected_runs(a, b, BisectOrders(tolerance=tolerance))
 
 
 def test_equal_runs_are_equal(tmp_path: Path) -> None:

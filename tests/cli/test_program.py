@@ -134,7 +134,7 @@ def test_what_a_process_says_is_what_the_parent_raises(end, raised, said, folder
     phases = []
     with pytest.raises(raised, match=said):
         scan_program.scan_program(
-            program_of([sys.executable, "-c", "1"]), scan_program.Orders({}, [], True, {}), lambda *x: phases.append(x)
+            program_of([sys.executable, "-c", "1"]), scan_program.ProcessOrders({}, [], True, {}), lambda *x: phases.append(x)
         )
     assert phases == [("measuring", 0.5)]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import gradcheck
 from gradcheck.instrument.deferred_statistics import SLICE, DeferredStatistics
-from gradcheck.measure.session import Plan, Session
+from gradcheck.measure.session import MeasurePlan, Session
 from gradcheck.types.layers import TensorStats
 from gradcheck.workload.workload import Workload
 from tests.device import pretend, programs
@@ -56,7 +56,7 @@ def session(name: str, monkeypatch: pytest.MonkeyPatch) -> Session:
         return F.cross_entropy(model(x).float(), batch[1])
 
     workload = Workload(name, model, batches, step, optimizer, device=torch.device(DEVICE))
-    return Session(workload, Plan(), lambda phase, fraction: None)
+    return Session(workload, MeasurePlan(), lambda phase, fraction: None)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -20,15 +20,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from gradcheck.bisect.recording import SKETCH, Event, Kind, LayerFacts, Print, Recording, save
+from gradcheck.bisect.recording import SKETCH, Event, Kind, LayerFacts, Print, RunRecording, save
 from gradcheck.bisect.recording import load as load_recording
-from gradcheck.bisect.story import Orders, Side, bisected
+from gradcheck.bisect.story import BisectOrders, Side, bisected
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import GradcheckError
-from gradcheck.judge.baseline import Entry
+from gradcheck.judge.baseline import KnownFinding
 from gradcheck.judge.diff import diff
 from gradcheck.judge.judge import judge_again
-from gradcheck.live.attach import Seen, look
+from gradcheck.live.attach import LastSeen, look
 from gradcheck.live.record_file import board_file
 from gradcheck.live.screen import Lines
 from gradcheck.loading.data_files import read_data
@@ -165,7 +165,7 @@ def test_saved_runs_that_are_no_json(request: pytest.FixtureRequest, home: Path)
 
 @pytest.mark.parametrize("shape", [True, False])
 def test_baselines(shape: bool, request: pytest.FixtureRequest, home: Path) -> None:
-    entries = [Entry("model.py", f"GRAD001:{i}", "error", "decades", float(i), ">") for i in range(4)]
+    entries = [KnownFinding("model.py", f"GRAD001:{i}", "error", "decades", float(i), ">") for i in range(4)]
     text, file = baseline_text(entries), home / "base.json"
 
     def case(steps: Any) -> None:
@@ -224,11 +224,11 @@ def fingerprint(value: float) -> Print:
     return Print((3, 2), "float32", f"{value:x}" if isinstance(value, int) else "", float(value), (float(value),) * SKETCH)
 
 
-def recorded(off: int) -> Recording:
+def recorded(off: int) -> RunRecording:
     kinds: list[tuple[Kind, str]] = [("weight", "0.weight"), ("forward", "0"), ("loss", "loss"), ("gradient", "0.weight")]
     steps = [[Event(kind, name, 0, fingerprint(n + t + off)) for n, (kind, name) in enumerate(kinds)] for t in range(3)]
     layers = {"0": LayerFacts("Linear", "(3,2)", "t.py:3", False)}
-    return Recording(steps, [{"torch": "a"}] * 3, [["s"]] * 3, layers, {"0.weight": [(0, {"lr": "0.1"})]})
+    return RunRecording(steps, [{"torch": "a"}] * 3, [["s"]] * 3, layers, {"0.weight": [(0, {"lr": "0.1"})]})
 
 
 @pytest.mark.parametrize("shape", [True, False])
@@ -241,8 +241,8 @@ def test_recordings(shape: bool, request: pytest.FixtureRequest, home: Path) -> 
     def case(steps: Any) -> None:
         file.write_bytes(gzip.compress(moved(gzip.decompress(data).decode(), steps).encode()) if shape else damaged(data, steps))
         b = Side("b", tuple(load_recording(file)))
-        bisection.text(bisected(a, b, Orders()))
-        bisected(b, a, Orders())
+        bisection.text(bisected(a, b, BisectOrders()))
+        bisected(b, a, BisectOrders())
 
     tried(request, moves if shape else cuts, 0.1, case)
 
@@ -267,7 +267,7 @@ def test_notebooks(request: pytest.FixtureRequest, home: Path) -> None:
 
 def test_boards(request: pytest.FixtureRequest, home: Path) -> None:
     frame = Frame(3, 1.0, (2.0, 1.0), layers=(LiveLayer("0", "Linear"),), findings=(LiveFinding("GRAD001", "x", "error", "m", "0"),))
-    text = json.dumps(asdict(Seen("t", 1, "x", "elsewhere", 1.0, frame)))
+    text = json.dumps(asdict(LastSeen("t", 1, "x", "elsewhere", 1.0, frame)))
 
     def case(steps: list[Move]) -> None:
         board_file(home / "run.json").write_text(moved(text, steps))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.session import Plan, measure
+from gradcheck.measure.session import MeasurePlan, measure
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.workload import Workload
 
@@ -39,7 +39,9 @@ def measured(loss: Loss, outputs: int = CLASSES, last: Callable[[torch.Tensor], 
     batch = (torch.randn(16, 6, generator=g), torch.randint(CLASSES, (16,), generator=g) if target is None else target)
     model = Net(outputs, last)
     step = lambda m, b: loss(m(b[0]), b[1])  # noqa: E731
-    return measure(Workload("test", model, [batch], step, torch.optim.SGD(model.parameters(), 0.01)), Plan(steps=1, needs={"losses"}))
+    return measure(
+        Workload("test", model, [batch], step, torch.optim.SGD(model.parameters(), 0.01)), MeasurePlan(steps=1, needs={"losses"})
+    )
 
 
 def picked(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ def test_layers_that_follow_make_it_no_matter_of_the_loss():
     batch = (torch.randn(8, 6), torch.randint(CLASSES, (8,)))
     step = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
     w = Workload("test", model, [batch], step, torch.optim.SGD(model.parameters(), 0.01))
-    assert measure(w, Plan(steps=1, needs={"losses"})).loss_operations == ()
+    assert measure(w, MeasurePlan(steps=1, needs={"losses"})).loss_operations == ()
 
 
 VALUES = 150 + 75 * torch.randn(16, 1, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.session import Plan, measure
+from gradcheck.measure.session import MeasurePlan, measure
 from gradcheck.types.parameters import ZeroDerivative
 from gradcheck.workload.workload import Workload
 
@@ -37,7 +37,7 @@ def found(middle: Middle) -> tuple[ZeroDerivative, ...]:
     batch = torch.randn(16, 6), torch.randint(4, (16,))
     model = Net(middle)
     step = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
-    return measure(Workload("test", model, [batch], step, torch.optim.SGD(model.parameters(), 0.01)), Plan(steps=1)).zero_derivatives
+    return measure(Workload("test", model, [batch], step, torch.optim.SGD(model.parameters(), 0.01)), MeasurePlan(steps=1)).zero_derivatives
 
 
 @pytest.mark.parametrize(

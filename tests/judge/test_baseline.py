@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradcheck.errors import ConfigError
-from gradcheck.judge.baseline import Entry, beyond, compare, entries, pruned, updated, with_stale
+from gradcheck.judge.baseline import KnownFinding, beyond, compare, entries, pruned, updated, with_stale
 from gradcheck.judge.judge import judge_again
 from gradcheck.report import baseline_file
 from gradcheck.types.finding import Evidence, RuleState
@@ -156,7 +156,7 @@ def test_the_file_is_sorted_has_a_line_per_entry_and_no_line_numbers(tmp_path):
 
 
 def test_numbers_that_are_not_finite_survive(tmp_path):
-    entry = Entry("model.py", "a:b:c:d", "error", "slope", math.inf, ">")
+    entry = KnownFinding("model.py", "a:b:c:d", "error", "slope", math.inf, ">")
     baseline_file.write(tmp_path / "b.json", [entry])
     json.loads((tmp_path / "b.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert baseline_file.read(tmp_path / "b.json") == (entry,)

@@ -78,7 +78,7 @@ def test_the_board_is_written_now_and_then_and_taken_away(tmp_path: Path, monkey
     monkeypatch.setattr(record_file.time, "monotonic", lambda: now[0])
     file = RecordFile(tmp_path / "run.json", "train.py", 0.03)
     file.show(None)
-    assert attach.look(tmp_path / "run.json") == attach.Seen(
+    assert attach.look(tmp_path / "run.json") == attach.LastSeen(
         "train.py", os.getpid(), born(os.getpid()), *_said(tmp_path / "run.json"), None
     )
     file.show(FRAME)

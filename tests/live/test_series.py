@@ -8,7 +8,7 @@ from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.curves import thirds
 from gradcheck.live.cadence import StepTimer
 from gradcheck.live.record import MOST, DownsampledSeries, thinned
-from gradcheck.types.training import UNBINNED, Curve, Run
+from gradcheck.types.training import UNBINNED, LogColumn, Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
@@ -76,7 +76,7 @@ def test_the_first_steps_say_nothing_of_a_later_third() -> None:
     """Of a norm that rises at once and then rests, few steps were measured."""
     few = (0, 1, 2, 3, 900, 1700, 1800, 1900, 1950)
     norm = lambda s: 1.0 if s < 10 else 4.0 + s / 10_000  # noqa: E731
-    assert thirds(Curve("norm", tuple(map(float, few)), tuple(map(norm, few)))) is None
+    assert thirds(LogColumn("norm", tuple(map(float, few)), tuple(map(norm, few)))) is None
     more = (0, 1, 2, 3, 500, 900, 1100, 1700, 1800, 1900, 1950)
-    grown = thirds(Curve("norm", tuple(map(float, more)), tuple(map(norm, more))))
+    grown = thirds(LogColumn("norm", tuple(map(float, more)), tuple(map(norm, more))))
     assert grown is not None and grown[1] < 1.1

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradcheck.measure.probe import FINAL_STEPS, Probe
-from gradcheck.measure.session import Plan, Session
+from gradcheck.measure.session import MeasurePlan, Session
 from gradcheck.training.trainer import Trainer
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import workload
@@ -50,7 +50,7 @@ def test_a_small_model_has_all_of_them_though_time_is_over(clock: list[float]) -
 
 def test_what_is_missing_is_said() -> None:
     w = workload(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
-    session = Session(w, Plan(steps=30, seconds=1e-6, needs=("signals",), fast=True), lambda phase, fraction: None)
+    session = Session(w, MeasurePlan(steps=30, seconds=1e-6, needs=("signals",), fast=True), lambda phase, fraction: None)
     session.run()
     short = [n for n in session.not_measured if n.lack == "short"]
     assert {"signals", "parameters", "units", "similarity"} <= {n.what for n in short}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies.modules.hooks import Penalty, Proximal, RateSchedule, cosine, effective_rate, staircase, warming_up
+from gradcheck.remedies.modules.hooks import PenaltyHook, Proximal, RateSchedule, cosine, effective_rate, staircase, warming_up
 from gradcheck.workload.training_copy import copy_optimizer
 
 OPTIMIZERS: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_the_gradient_of_the_penalty_is_weight_decay_of_sgd() -> None:
     other.load_state_dict(one.state_dict())
     a = torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9)
     b = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
-    Penalty(0.3).attach(a)
+    PenaltyHook(0.3).attach(a)
     x = torch.randn(4, 3)
     for _ in range(5):
         for model, optimizer in ((one, a), (other, b)):
@@ -173,7 +173,7 @@ def test_the_gradient_of_the_penalty_is_weight_decay_of_sgd() -> None:
 def test_vectors_are_not_penalised() -> None:
     bias = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([bias], lr=0.1)
-    Penalty(1.0).attach(optimizer)
+    PenaltyHook(1.0).attach(optimizer)
     Proximal(1.0, 1.0).attach(optimizer)
     bias.grad = torch.zeros(3)
     optimizer.step()

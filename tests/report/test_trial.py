@@ -10,7 +10,7 @@ from gradcheck.report.console import make_console, show
 from gradcheck.report.trial import conditions, curve, scale_of
 from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.report import Report
-from gradcheck.types.trial import Curve, Entry, Interaction, Score, TrialResult
+from gradcheck.types.trial import Curve, Entry, Interaction, MetricRange, TrialResult
 from tests.literals import measurement
 
 
@@ -33,7 +33,7 @@ GOOD = Entry(
     100,
     falling(2.0, 0.4),
     falling(2.0, 1.0),
-    (Score("R2", 0.4, 0.3, 0.5),),
+    (MetricRange("R2", 0.4, 0.3, 0.5),),
 )
 WILD = Entry(
     "raise", "raise 3", "diverged", "raise 3 diverges in 1 of 1 seed", seeds=1, training=falling(2.0, math.inf), validation=falling(2.0)

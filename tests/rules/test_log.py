@@ -16,7 +16,7 @@ from gradcheck.rules.log.log_loss_not_finite import log_loss_not_finite
 from gradcheck.rules.log.log_loss_spikes import log_loss_spikes
 from gradcheck.rules.log.log_rate_jumps import log_rate_jumps
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.training import Curve, LogFacts
+from gradcheck.types.training import LogColumn, LogFacts
 from tests.literals import measurement
 from tests.rules.verdicts import findings, no_verdict, only
 
@@ -33,8 +33,8 @@ FALLING = [1 / (1 + i / 10) for i in range(100)]
 ZIGZAG = [1 + 0.01 * (-1) ** i for i in range(60)]
 
 
-def curve(values: list[float]) -> Curve:
-    return Curve("x", tuple(map(float, range(len(values)))), tuple(values))
+def curve(values: list[float]) -> LogColumn:
+    return LogColumn("x", tuple(map(float, range(len(values)))), tuple(values))
 
 
 def logged(clip: float | None = None, **curves: list[float]) -> Measurement:
@@ -176,7 +176,7 @@ def test_an_evaluation_that_leaves_the_training(end, fires):
     m = logged(loss=FALLING, evaluation=evaluation)
     assert m.log is not None
     steps = tuple(float(12 * i) for i in range(8))
-    m = replace(m, log=replace(m.log, evaluation=Curve("val", steps, tuple(evaluation))))
+    m = replace(m, log=replace(m.log, evaluation=LogColumn("val", steps, tuple(evaluation))))
     found = findings(log_evaluation_departs, m)
     assert [f.severity for f in found] == ["warning"] * fires
     assert not fires or "lowest at step 24" in found[0].message
@@ -200,7 +200,7 @@ def test_norms(norms, clip, severity):
 
 
 def test_a_rate_that_rises_in_small_steps_between_two_measured_ones_does_not_jump() -> None:
-    warming = Curve("watched", (0, 1, 2, 3, 5, 55, 105), (0.0, 0.01, 0.02, 0.03, 0.05, 0.55, 0.6))
-    thrown = Curve("watched", (0, 1, 2, 3, 5, 54, 55, 105), (0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.6, 0.6))
+    warming = LogColumn("watched", (0, 1, 2, 3, 5, 55, 105), (0.0, 0.01, 0.02, 0.03, 0.05, 0.55, 0.6))
+    thrown = LogColumn("watched", (0, 1, 2, 3, 5, 54, 55, 105), (0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.6, 0.6))
     for rate, count in ((warming, 0), (thrown, 1)):
         assert len(findings(log_rate_jumps, replace(measurement(), course=LogFacts("watched", None, None, rate)))) == count

@@ -11,7 +11,7 @@ from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_too_high
 from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too_low
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.training import SAME_RATE_LONGER, Curve, LogFacts, Run
+from gradcheck.types.training import SAME_RATE_LONGER, LogColumn, LogFacts, Run
 from tests.literals import diverged, falling, location, loop, loss_call, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -132,7 +132,7 @@ class TestLearningRateTooHigh:
         assert "after 0.2" in only(learning_rate_too_high, m).message
 
     def test_a_rate_that_jumps_in_a_watched_run_is_named(self):
-        rate = Curve("watched", (0, 1, 2, 3, 5, 54, 55), (0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 5.0))
+        rate = LogColumn("watched", (0, 1, 2, 3, 5, 54, 55), (0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 5.0))
         probe = run((*falling(2.3, 0.2, 50), *(3.8,) * 50))
         found = only(learning_rate_too_high, measurement(probe=probe, course=LogFacts("watched", rate=rate)))
         assert "jumps to 5 at step 55, 100 times" in found.message and "0.05 was the highest one" in found.remedies[0].text

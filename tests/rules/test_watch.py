@@ -25,7 +25,7 @@ from gradcheck.types.gauges import Departure, Gauge, Quantity, Spike
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.structure import Router
-from gradcheck.types.training import Curve, LogFacts
+from gradcheck.types.training import LogColumn, LogFacts
 from tests.literals import layer, measurement, parameter, snapshots, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -59,7 +59,7 @@ def watched(*gauges: Gauge, **more: Any) -> Measurement:
 
 
 def course(**curves: list[float]) -> Measurement:
-    columns = {name: Curve(name, tuple(map(float, range(len(v)))), tuple(v)) for name, v in curves.items()}
+    columns = {name: LogColumn(name, tuple(map(float, range(len(v)))), tuple(v)) for name, v in curves.items()}
     return watched(course=LogFacts("the watched run", **columns))
 
 

@@ -14,7 +14,7 @@ import torch
 from gradcheck.measure.checks import direction
 from gradcheck.measure.checks.by_weights import gradients, norm
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.listing import DEEP, Call, Listing, parts_of, terms_of
+from gradcheck.measure.checks.listing import DEEP, ListedCall, Listing, parts_of, terms_of
 from gradcheck.types.checks import IdleTerm, Imbalance, LossTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import batch_size
@@ -53,7 +53,7 @@ class Term:
     `made_of`: the tensors with gradient that the entries come from; none where they are compared with data.
     """
 
-    call: Call
+    call: ListedCall
     facts: LossTerm
     scalar: float  # factor of the call's result in the loss
     made_of: list[torch.Tensor] = field(default_factory=list)
@@ -91,7 +91,7 @@ def traded_of(strong: Term, weak: Term) -> Traded | None:
     return Traded(error, abs(float(strong.value.detach())) / scale / entries, factor, likelihood)
 
 
-def _below(call: Call, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+def _below(call: ListedCall, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
     """The tensors with gradient, as large as the entries, that the entries are computed from."""
     pending = [call]
     for _ in range(DEEP):
@@ -174,7 +174,7 @@ class _Look:
         return one / other if other > 0 else 0.0
 
 
-def reduced(whole: Call, parameters: set[int]) -> Iterator[Term]:
+def reduced(whole: ListedCall, parameters: set[int]) -> Iterator[Term]:
     """The scalars that a loss is a sum of, down to those that a reduction of entries made."""
     pending = [(whole, 1.0)]
     for _ in range(DEEP):
@@ -191,7 +191,7 @@ def reduced(whole: Call, parameters: set[int]) -> Iterator[Term]:
             pending += [(source, factor * call.factor) for _, source in parts_of(call) if source is not None]
 
 
-def _entries(call: Call) -> tuple[tuple[int, ...], float, list[Call]] | None:
+def _entries(call: ListedCall) -> tuple[tuple[int, ...], float, list[ListedCall]] | None:
     """Of a call that reduces entries to one number: their shape, the weight of each in it, and the calls that made them."""
     if call.tensor.numel() != 1 or all(t.numel() <= 1 for t in call.given):
         return None
@@ -207,7 +207,7 @@ def _entries(call: Call) -> tuple[tuple[int, ...], float, list[Call]] | None:
     return tuple(heaviest.tensor.shape), share, [c for c, _ in leaves]
 
 
-def _is_compared(ends: list[Call], parameters: set[int]) -> bool:
+def _is_compared(ends: list[ListedCall], parameters: set[int]) -> bool:
     """Whether the entries of a term compare an output with data; then reaching its least value is no collapse."""
     pending, left = list(ends), DEEP
     while pending and left:
@@ -221,7 +221,7 @@ def _is_compared(ends: list[Call], parameters: set[int]) -> bool:
     return False
 
 
-def _behind(call: Call, parameters: set[int]) -> list[torch.Tensor]:
+def _behind(call: ListedCall, parameters: set[int]) -> list[torch.Tensor]:
     """What the entries of a term are made of, sample by sample: the tensors with gradient that its last call takes, or its result."""
     given = [t for t in call.given if t.requires_grad and t.dim() and id(t) not in parameters]
     found = given if given and (call.is_loss or all(t.shape == call.tensor.shape for t in given)) else [call.tensor]
@@ -290,7 +290,7 @@ def _look(copy: TrainingCopy, batch: Any, made: frozenset[str]) -> _TermLook:
     return look
 
 
-def _silent(look: _TermLook, terms: Mapping[Call, float], total: float) -> None:
+def _silent(look: _TermLook, terms: Mapping[ListedCall, float], total: float) -> None:
     """Terms without gradient although they were computed from something that has one, or by a loss function."""
     for term, factor in terms.items():
         if term.live or not (term.made or term.is_loss) or term.uses > 1 or _through(term, terms):
@@ -301,7 +301,7 @@ def _silent(look: _TermLook, terms: Mapping[Call, float], total: float) -> None:
             look.add(IdleTerm("cut" if term.made else "no-weights", cut.name.strip("_"), cut.place, value, total))
 
 
-def _through(term: Call, terms: Iterable[Call]) -> bool:
+def _through(term: ListedCall, terms: Iterable[ListedCall]) -> bool:
     """Whether it was computed from another term: then it only changes what the loss reads, as a straight-through estimator does."""
     others = {id(t) for t in terms if t is not term and t.live}
     seen: set[int] = set()
@@ -316,7 +316,7 @@ def _through(term: Call, terms: Iterable[Call]) -> bool:
     return False
 
 
-def _cut_in(term: Call) -> Call:
+def _cut_in(term: ListedCall) -> ListedCall:
     """The call behind which the gradient ends; of a loss function, its own."""
     call = term
     for _ in range(DEEP):
@@ -329,7 +329,7 @@ def _cut_in(term: Call) -> Call:
     return term
 
 
-def _zero(look: _TermLook, terms: Mapping[Call, float], parameters: Sequence[torch.Tensor], total: float) -> None:
+def _zero(look: _TermLook, terms: Mapping[ListedCall, float], parameters: Sequence[torch.Tensor], total: float) -> None:
     """Terms whose gradient is zero for every trained weight, where none keeps to a bound."""
     for term, factor in [x for x in terms.items() if x[0].live][:MOST_LOOKED_AT]:
         value = factor * float(term.tensor.detach().float().mean())
@@ -337,7 +337,7 @@ def _zero(look: _TermLook, terms: Mapping[Call, float], parameters: Sequence[tor
             look.add(IdleTerm("zero", term.name.strip("_"), term.place, value, total))
 
 
-def _bounded(term: Call) -> bool:
+def _bounded(term: ListedCall) -> bool:
     """Whether a bound was put on it after the last weights."""
     pending, left = [term], DEEP
     while pending and left:
@@ -356,7 +356,7 @@ def _norm(tensor: torch.Tensor, parameters: Sequence[torch.Tensor], weights: tor
     return norm([g for g, _ in found], [p for _, p in found])
 
 
-def _order(derivative: Call) -> int:
+def _order(derivative: ListedCall) -> int:
     """Its order as a derivative: 1 of the model's output, 2 of a first derivative."""
     order, pending, left = 1, list(derivative.calls), DEEP
     while pending and left:
@@ -369,7 +369,9 @@ def _order(derivative: Call) -> int:
     return order
 
 
-def _cancelled(look: _TermLook, differences: Sequence[Call], loss: torch.Tensor, parameters: Sequence[torch.Tensor], total: float) -> None:
+def _cancelled(
+    look: _TermLook, differences: Sequence[ListedCall], loss: torch.Tensor, parameters: Sequence[torch.Tensor], total: float
+) -> None:
     """Differences of two equal numbers that the loss is made of, so that what one sends back the other takes away."""
     for call in differences[-MOST_LOOKED_AT:]:
         one, other = call.given

@@ -11,7 +11,7 @@ import torch
 
 from gradcheck.measure.checks import sample_axis, sample_places
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
+from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Inputs, OutputChange, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.types.checks import Dependence
 from gradcheck.types.location import Location
 from gradcheck.workload.rng import Dice
@@ -147,7 +147,14 @@ class _Case:
     # -------------------------------------------------------------------- who mixes
 
     def _located(
-        self, found: Dependence, output: torch.Tensor, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...], seen: Change
+        self,
+        found: Dependence,
+        output: torch.Tensor,
+        before: Inputs,
+        after: Inputs,
+        count: int,
+        replaced: tuple[int, ...],
+        seen: OutputChange,
     ) -> Dependence:
         if not torch.equal(self._output(before, count), output):
             raise Unmeasured("the model gave different outputs for the same samples and the same random numbers")
@@ -180,7 +187,7 @@ class _Case:
         ours = module is not None and type(module).__module__.startswith("torch.")
         return (self.context.sites.get(layer) or site) if ours else site
 
-    def _ordered(self, before: Inputs, output: torch.Tensor, count: int, seen: Change) -> bool:
+    def _ordered(self, before: Inputs, output: torch.Tensor, count: int, seen: OutputChange) -> bool:
         """Whether the samples' order matters: outputs of reordered samples are not the reordered outputs."""
         order = _mixed_up(count)
         other = self._output(before.taken(order), count)
@@ -237,7 +244,7 @@ class _Case:
             return float(self.copy.loss(batch))
 
 
-def _effect(seen: Change) -> float | None:
+def _effect(seen: OutputChange) -> float | None:
     return max(seen.own, seen.others) / seen.size if seen.size > 0 and math.isfinite(seen.size) else None
 
 

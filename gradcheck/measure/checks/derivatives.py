@@ -19,10 +19,10 @@ from gradcheck.measure.checks.functions import (
     FINE,
     ROUNDING,
     STEPS,
-    Call,
-    Comparison,
+    CallRecorder,
+    DerivativeComparison,
+    FunctionCall,
     Intended,
-    Recorder,
     Tested,
     add_moves,
     custom_functions,
@@ -109,7 +109,7 @@ class _Case:
     weights: list[nn.Parameter] = field(default_factory=list)
     origin: list[torch.Tensor] = field(default_factory=list)  # weights as they are tested
     gradients: list[torch.Tensor] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[FunctionCall] = field(default_factory=list)
     value: float = math.nan
 
     def start(self) -> None:
@@ -152,7 +152,7 @@ class _Case:
 
     def _gradient(self) -> bool:
         """The gradient at the origin; False when the loss is not finite there."""
-        recorder = Recorder(self.stack.layer)
+        recorder = CallRecorder(self.stack.layer)
         self.watch.recorder = recorder
         for p in self.copy.model.parameters():
             p.grad = None
@@ -218,7 +218,7 @@ class _Case:
 
     def _error(self, direction: Sequence[torch.Tensor]) -> float | None:
         analytic = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in zip(self.gradients, direction, strict=True))
-        compared = Comparison(analytic)
+        compared = DerivativeComparison(analytic)
         for step in STEPS:
             difference = self._difference(direction, step)
             if not math.isfinite(difference):
@@ -231,7 +231,7 @@ class _Case:
     def _move_calls(self, direction: Sequence[torch.Tensor]) -> None:
         passes = []
         for sign in (1, -1):
-            recorder = Recorder(self.stack.layer)
+            recorder = CallRecorder(self.stack.layer)
             with self.stack.following(), recorder.recording():
                 self._at(direction, sign * STEPS[0])
             passes.append(recorder.calls)
@@ -266,7 +266,7 @@ class _Case:
             return Derivatives(error, directions, layer=stop.layer, site=stop.site, intended=intended)
         return Derivatives(error, directions)
 
-    def _tested(self, call: Call) -> Tested | None:
+    def _tested(self, call: FunctionCall) -> Tested | None:
         try:
             with Wide():
                 return tested(call, self.context.seed)

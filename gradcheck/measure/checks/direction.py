@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from gradcheck.measure.checks.listing import DEEP, SCALES, SUMS, Call, parts_of
+from gradcheck.measure.checks.listing import DEEP, SCALES, SUMS, ListedCall, parts_of
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors, tensors_in
@@ -46,7 +46,7 @@ class Passes:
             handle.remove()
 
 
-def runaway(whole: Call, total: float) -> IdleTerm | None:
+def runaway(whole: ListedCall, total: float) -> IdleTerm | None:
     """The sum in which a term outweighs the others below zero, where the loss has fallen there."""
     call = whole
     for _ in range(DEEP):
@@ -61,7 +61,7 @@ def runaway(whole: Call, total: float) -> IdleTerm | None:
     return None
 
 
-def away(whole: Call, loss: torch.Tensor, passes: Passes, batch: Any, made: frozenset[str]) -> IdleTerm | None:
+def away(whole: ListedCall, loss: torch.Tensor, passes: Passes, batch: Any, made: frozenset[str]) -> IdleTerm | None:
     """Whether the loss leads each output away from its target: those of a 1, or of the right class, down, and the others up.
 
     None where no single tensor of the batch is the target for certain, or torch's own loss functions take the output.
@@ -108,7 +108,7 @@ def _target(output: torch.Tensor, given: list[torch.Tensor], batch: Any, made: f
     return torch.zeros_like(output, dtype=torch.bool).scatter_(1, target.reshape(shape).unsqueeze(1).long(), True)
 
 
-def _known(whole: Call) -> bool:
+def _known(whole: ListedCall) -> bool:
     """Whether one of torch's loss functions is part of it: its sign is looked at by itself."""
     pending, seen = [whole], set[int]()
     while pending:
@@ -121,7 +121,7 @@ def _known(whole: Call) -> bool:
     return False
 
 
-def _place(whole: Call) -> Location | None:
+def _place(whole: ListedCall) -> Location | None:
     """Where the loss is made, before it is scaled by a number."""
     call = whole
     for _ in range(DEEP):
@@ -132,7 +132,7 @@ def _place(whole: Call) -> Location | None:
     return call.place
 
 
-def ratio(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
+def ratio(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
     """A ratio of probabilities that the loss takes with itself clipped, as PPO does, and that leads the wrong way.
 
     "upside-down": the policy that is trained stands below the line; "objective": the lesser of both is lowered, not raised.
@@ -159,7 +159,7 @@ def ratio(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
     return None
 
 
-def easy(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
+def easy(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
     """Losses of samples times a factor made of the outputs: `value` 1 where it falls as they rise: a greater error can lower both."""
     for call in _behind(whole):
         sides = [_unscaled(c) for c in call.calls if c.live] if call.name.strip("_") in _PRODUCTS else []
@@ -175,7 +175,7 @@ def easy(whole: Call, loss: torch.Tensor) -> IdleTerm | None:
     return None
 
 
-def _unscaled(call: Call) -> Call:
+def _unscaled(call: ListedCall) -> ListedCall:
     """What it was before it was multiplied by what carries no gradient, as weights of classes."""
     for _ in range(DEEP):
         live = [c for c in call.calls if c.live] if call.name in SCALES and sum(t.requires_grad for t in call.given) == 1 else []
@@ -185,7 +185,7 @@ def _unscaled(call: Call) -> Call:
     return call
 
 
-def _below(made: Call) -> bool | None:
+def _below(made: ListedCall) -> bool | None:
     """Whether what is trained stands below the line of a ratio: exp(old - new) or old / new; None: it is no such ratio."""
     name = made.name.strip("_")
     inner = made.calls[0] if name == "exp" and len(made.calls) == 1 else made
@@ -196,7 +196,7 @@ def _below(made: Call) -> bool | None:
     return inner.given[0 if operation in ("rsub", "rtruediv") else 1].requires_grad
 
 
-def _behind(call: Call, depth: int = DEEP) -> Iterator[Call]:
+def _behind(call: ListedCall, depth: int = DEEP) -> Iterator[ListedCall]:
     """A call and those that it was computed from, so many operations back."""
     seen: set[int] = set()
     pending = [(call, depth)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.listing import Call, Listing
+from gradcheck.measure.checks.listing import ListedCall, Listing
 from gradcheck.types.checks import Embeddings
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors
@@ -85,7 +85,7 @@ def is_embedding(output: Any) -> bool:
     return plain and output.shape[0] >= SAMPLES and output.shape[1] >= FEATURES
 
 
-def _has_cut(whole: Call) -> bool:
+def _has_cut(whole: ListedCall) -> bool:
     seen: set[int] = set()
     pending = [whole]
     while pending:

@@ -29,7 +29,7 @@ Intended = Literal["straight-through", "gradient-reversal", "gradient-scaling", 
 
 
 @dataclass
-class Comparison:
+class DerivativeComparison:
     """Central differences at several steps against the derivative that autograd gives for the same direction."""
 
     analytic: float
@@ -73,7 +73,7 @@ class Comparison:
 
 
 @dataclass(eq=False)
-class Call:
+class FunctionCall:
     """One call of a custom Function. Tensors among `args` are copies without a graph; `moves`: how each one moves with the weights."""
 
     cls: type[Function]
@@ -106,12 +106,12 @@ def custom_functions() -> list[type[Function]]:
     return found
 
 
-class Recorder:
+class CallRecorder:
     """Sees the calls of custom Functions. `layer()` names the module that is running."""
 
     def __init__(self, layer: Callable[[], str]) -> None:
         self.layer = layer
-        self.calls: list[Call] = []
+        self.calls: list[FunctionCall] = []
         self.sneaking: set[str] = set()  # Functions that write to their arguments without saying so: which gradient is right is not known
         self.depth = 0  # Functions that are running
 
@@ -151,7 +151,7 @@ class Recorder:
 
         return watched
 
-    def _note(self, cls: type[Function], args: tuple[Any, ...]) -> Call | None:
+    def _note(self, cls: type[Function], args: tuple[Any, ...]) -> FunctionCall | None:
         layer = self.layer()
         if cls.__qualname__ in self.sneaking or len(self.calls) >= MOST_CALLS:
             return None
@@ -159,7 +159,7 @@ class Recorder:
             return None
         needs = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         kept = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
-        call = Call(cls, layer, location_of_frame(sys._getframe(2)), kept, needs)
+        call = FunctionCall(cls, layer, location_of_frame(sys._getframe(2)), kept, needs)
         self.calls.append(call)
         return call
 
@@ -184,7 +184,7 @@ def _replaced(cls: type[Function], forward: Callable[..., Any]) -> Iterator[None
             type.__setattr__(cls, "forward", own)
 
 
-def add_moves(calls: Sequence[Call], forth: Sequence[Call], back: Sequence[Call]) -> None:
+def add_moves(calls: Sequence[FunctionCall], forth: Sequence[FunctionCall], back: Sequence[FunctionCall]) -> None:
     """How each argument moves with the weights, from the calls of two passes with the weights moved back and forth.
 
     An argument moves only as its producers allow: zeros of a ReLU stay zeros, and no kink is hit by accident.
@@ -194,7 +194,7 @@ def add_moves(calls: Sequence[Call], forth: Sequence[Call], back: Sequence[Call]
         call.moves = [_move(call, k, others) if wanted else None for k, wanted in enumerate(call.needs)]
 
 
-def _move(call: Call, index: int, others: tuple[Call, Call] | None) -> torch.Tensor | None:
+def _move(call: FunctionCall, index: int, others: tuple[FunctionCall, FunctionCall] | None) -> torch.Tensor | None:
     here = call.args[index]
     if others is None or any(o.cls.__qualname__ != call.cls.__qualname__ or _shape(o.args[index]) != here.shape for o in others):
         move = here * torch.randn(here.shape, dtype=here.dtype, device=here.device)  # zeros stay zeros
@@ -219,12 +219,12 @@ def _rms(x: torch.Tensor) -> float:
 class Tested:
     """A call, how far its backward is off, and what it seems to be meant for. `error` None: it could not be told."""
 
-    call: Call
+    call: FunctionCall
     error: float | None
     intended: Intended | None = None
 
 
-def tested(call: Call, seed: int) -> Tested:
+def tested(call: FunctionCall, seed: int) -> Tested:
     """Holds the backward of one call against central differences of its forward, argument by argument."""
     case = _Case(call, seed)
     errors = (case.error(index, move) for index, move in enumerate(call.moves) if move is not None)
@@ -237,7 +237,7 @@ def tested(call: Call, seed: int) -> Tested:
 class _Case:
     """One call that can be made again."""
 
-    def __init__(self, call: Call, seed: int) -> None:
+    def __init__(self, call: FunctionCall, seed: int) -> None:
         self.call, self.seed = call, seed
         self.gradients = self._backward(1.0)
 
@@ -281,7 +281,7 @@ class _Case:
         gradient = self.gradients[index]
         assert gradient is not None
         analytic = float((gradient.conj() * move).real.sum())
-        compared = Comparison(analytic)
+        compared = DerivativeComparison(analytic)
         for step in STEPS:
             forth, back = self._outputs(index, step * move), self._outputs(index, -step * move)
             change = sum(float((w.conj() * (a - b)).real.sum()) for w, a, b in zip(self.weights, forth, back, strict=True))
@@ -350,7 +350,7 @@ def _or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor
     return torch.zeros_like(like) if gradient is None else gradient.detach().to(like.dtype)
 
 
-def words_of_gradcheck(call: Call) -> str | None:
+def words_of_gradcheck(call: FunctionCall) -> str | None:
     """What torch.autograd.gradcheck says of the Function at the arguments of this call; None when it agrees."""
     leaves = [a.clone().requires_grad_() if n else a for a, n in zip(call.args, call.needs, strict=True)]
     try:

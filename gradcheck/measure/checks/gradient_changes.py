@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.float64 import Wide
-from gradcheck.measure.checks.functions import Recorder
+from gradcheck.measure.checks.functions import CallRecorder
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
@@ -32,7 +32,7 @@ class Hooked:
 
 
 @dataclass
-class Stop:
+class GradientStop:
     """A place where values leave the graph although gradient could pass."""
 
     layer: str
@@ -47,9 +47,9 @@ class Watch(Wide):
         super().__init__()
         self.layer = layer
         self.hooked: list[Hooked] = []
-        self.stops: list[Stop] = []
+        self.stops: list[GradientStop] = []
         self.padding: dict[int, int] = {}  # id(weight of an embedding) -> row that gets no gradient
-        self.recorder: Recorder | None = None  # what happens inside a Function is its own business
+        self.recorder: CallRecorder | None = None  # what happens inside a Function is its own business
         self.stairs = False  # values that require gradient went through a staircase: rounded, compared, ranked
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -74,7 +74,7 @@ class Watch(Wide):
         if weight is not None and given.get("padding_idx") is not None:
             self.padding[id(weight)] = int(given["padding_idx"])
         if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
-            self.stops.append(Stop(self.layer(), location_of_frame(caller())))
+            self.stops.append(GradientStop(self.layer(), location_of_frame(caller())))
 
     def _look(self, func: Any, name: str, args: tuple[Any, ...], output: torch.Tensor) -> None:
         through = name == "gumbel_softmax" or name.startswith("fake_quantize")
@@ -85,7 +85,7 @@ class Watch(Wide):
         self.stairs |= name in _STAIRS
         home = getattr(getattr(func, "__self__", None), "__name__", "")
         if through or name in ("detach", "detach_") or (name == "__get__" and home == "data") or not torch.is_grad_enabled():
-            self.stops.append(Stop(self.layer(), location_of_frame(caller()), through))
+            self.stops.append(GradientStop(self.layer(), location_of_frame(caller()), through))
 
     def _watched(
         self, hook: Callable[..., Any], kind: Literal["tensor", "module"], layer: str, site: Location | None

@@ -28,7 +28,7 @@ _SEVERAL_OUTPUTS = ("Unbind", "Split", "SplitWithSizes", "UnsafeSplit", "UnsafeS
 
 
 @dataclass
-class Loop:
+class RecurrentChain:
     """Parameters of one module whose uses form a chain of `steps` rounds. `rounds[t]` are the nodes that use them in round t."""
 
     owner: str  # module name
@@ -61,7 +61,7 @@ class Loop:
         return [math.sqrt(x) if math.isfinite(x) else 0.0 for x in self.squares]
 
 
-def find(graph: Graph, model: nn.Module, exclude: Iterable[torch.Tensor] = ()) -> list[Loop]:
+def find(graph: Graph, model: nn.Module, exclude: Iterable[torch.Tensor] = ()) -> list[RecurrentChain]:
     """The loops over time behind a loss; uses of `exclude` (inputs, weights of fused layers) do not count."""
     if len(graph.order) > LARGEST_GRAPH:
         return []
@@ -175,7 +175,7 @@ def _key(name: str, node: Node, output: int) -> Any:
     return None
 
 
-def _grouped(model: nn.Module, chains: list[tuple[torch.Tensor, dict[Node, int], int]], uses: _Uses) -> Iterator[Loop]:
+def _grouped(model: nn.Module, chains: list[tuple[torch.Tensor, dict[Node, int], int]], uses: _Uses) -> Iterator[RecurrentChain]:
     """One loop for all parameters of a module that run through the same number of rounds."""
     names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
     modules = dict(model.named_modules())
@@ -190,7 +190,7 @@ def _grouped(model: nn.Module, chains: list[tuple[torch.Tensor, dict[Node, int],
                 t = levels[node] - 1
                 if node not in rounds[t]:
                     rounds[t].append(node)
-        yield Loop(owner, [leaf for leaf, _ in members], rounds, _seen_at_every_step(members[0][1], steps))
+        yield RecurrentChain(owner, [leaf for leaf, _ in members], rounds, _seen_at_every_step(members[0][1], steps))
 
 
 def _owner(holder: str, modules: dict[str, nn.Module]) -> str:

@@ -29,7 +29,7 @@ _NO_VALUES = frozenset("zeros_like ones_like empty_like rand_like randn_like ful
 
 
 @dataclass(eq=False)
-class Call:
+class ListedCall:
     """The result of a function of torch, and what it was computed from."""
 
     name: str
@@ -39,13 +39,13 @@ class Call:
     made: bool  # it does not, but was computed from something that does
     is_loss: bool
     given: list[torch.Tensor] = field(default_factory=list)
-    sources: list[Call | None] = field(default_factory=list)
+    sources: list[ListedCall | None] = field(default_factory=list)
     factor: float = 1.0  # of the loss before it: by which it multiplies the mean of what it is given
     reduction: str = ""  # of a loss function
     uses: int = 0
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[ListedCall]:
         return [x for x in self.sources if x is not None]
 
 
@@ -54,11 +54,11 @@ class Listing(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: IdentityTable[torch.Tensor, Call] = IdentityTable()
-        self.derivatives: list[Call] = []
-        self.differences: list[Call] = []
+        self.known: IdentityTable[torch.Tensor, ListedCall] = IdentityTable()
+        self.derivatives: list[ListedCall] = []
+        self.differences: list[ListedCall] = []
 
-    def of(self, tensor: torch.Tensor) -> Call | None:
+    def of(self, tensor: torch.Tensor) -> ListedCall | None:
         return self.known.get(tensor)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,7 +77,7 @@ class Listing(TorchFunctionMode):
             own = slice(n, n + 1) if name == "broadcast_tensors" else slice(None)
             given, sources = every[own], known[own]
             from_live = any(t.requires_grad for t in given) or any(c.made for c in sources if c is not None)
-            call = Call(
+            call = ListedCall(
                 name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
             )
             call.factor = _factor(name, args, tensor)
@@ -93,7 +93,7 @@ class Listing(TorchFunctionMode):
         return output
 
 
-def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
+def terms_of(call: ListedCall) -> Iterator[tuple[ListedCall, float]]:
     """The summands of a loss, each with its factor."""
     pending = [(call, 1.0)]
     for _ in range(DEEP):
@@ -108,7 +108,7 @@ def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
             pending += [(source, factor * here.factor * share)] if source is not None else []
 
 
-def parts_of(call: Call) -> list[tuple[torch.Tensor, Call | None]]:
+def parts_of(call: ListedCall) -> list[tuple[torch.Tensor, ListedCall | None]]:
     """The summands, or the one tensor that a call scales or averages; none where it does something else."""
     pairs = list(zip(call.given, call.sources, strict=True))
     if call.name in SUMS or call.name in _SAME:

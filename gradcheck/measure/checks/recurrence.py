@@ -249,7 +249,7 @@ def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 # -------------------------------------------------------------------------------- written
 
 
-def _written(loop: handwritten_rnn.Loop, model: nn.Module, context: CheckContext) -> Recurrence | None:
+def _written(loop: handwritten_rnn.RecurrentChain, model: nn.Module, context: CheckContext) -> Recurrence | None:
     profile = loop.norms()
     while profile and profile[-1] == 0:
         profile.pop()  # padding

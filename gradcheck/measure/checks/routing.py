@@ -24,7 +24,7 @@ CHOICES = frozenset(("topk", "argmax", "max"))
 
 
 @dataclass(frozen=True)
-class Group:
+class ExpertGroup:
     """Experts: the children of a container, or the slices of a weight (`members` empty)."""
 
     owner: str  # module that holds them
@@ -53,7 +53,7 @@ def routers(context: CheckContext) -> tuple[Router, ...] | None:
     return tuple(_router(layer, after[layer], before.get(layer, after[layer])) for layer in after)
 
 
-def groups_of(model: nn.Module) -> list[Group]:
+def groups_of(model: nn.Module) -> list[ExpertGroup]:
     """Similar modules in one container, and slices of one weight: what could be experts."""
     found = []
     for name, module in model.named_modules():
@@ -62,9 +62,9 @@ def groups_of(model: nn.Module) -> list[Group]:
         owner = name.rpartition(".")[0]
         children = list(module.named_children())
         if len(children) > 1 and len({_form(c) for _, c in children}) == 1 and _form(children[0][1])[1]:
-            found.append(Group(owner, len(children), tuple(f"{name}.{n}" if name else n for n, _ in children)))
+            found.append(ExpertGroup(owner, len(children), tuple(f"{name}.{n}" if name else n for n, _ in children)))
         stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1}
-        found += [Group(owner, count) for count in stacked]
+        found += [ExpertGroup(owner, count) for count in stacked]
     return found
 
 
@@ -75,7 +75,7 @@ def _form(module: nn.Module) -> tuple[type, tuple[torch.Size, ...]]:
 class Watching(ActivationRecorder):
     """Sees choices inside the model, and how many rows each expert gets."""
 
-    def __init__(self, names: Mapping[int, str], groups: Sequence[Group]) -> None:
+    def __init__(self, names: Mapping[int, str], groups: Sequence[ExpertGroup]) -> None:
         super().__init__(names)
         self.counts = {g.count for g in groups}
         self.experts = {m for g in groups for m in g.members}
@@ -106,10 +106,10 @@ class Watching(ActivationRecorder):
         site = self.scored.get(scores.shape[1]) or location_of_frame(caller())
         self.choices.append(Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
 
-    def is_routing(self, choice: Choice, groups: Sequence[Group]) -> bool:
+    def is_routing(self, choice: Choice, groups: Sequence[ExpertGroup]) -> bool:
         return any(g.count == choice.scores.shape[1] and near(g.owner, choice.layer) and self._follows(choice, g) for g in groups)
 
-    def _follows(self, choice: Choice, group: Group) -> bool:
+    def _follows(self, choice: Choice, group: ExpertGroup) -> bool:
         loads = torch.bincount(choice.index.reshape(-1), minlength=group.count).tolist() if group.members else []
         return follows(group, loads, self.rows, self.given)
 
@@ -128,7 +128,7 @@ def chosen_in(
     return scores.reshape(-1, scores.shape[-1]), index
 
 
-def follows(group: Group, loads: Sequence[float], rows: Mapping[str, int], given: Mapping[str, set[int]]) -> bool:
+def follows(group: ExpertGroup, loads: Sequence[float], rows: Mapping[str, int], given: Mapping[str, set[int]]) -> bool:
     """Whether the experts get the rows chosen for them, or all of them get the same. `given`: ids of what each is called with."""
     if not group.members:
         return True
@@ -143,7 +143,7 @@ def near(owner: str, layer: str) -> bool:
     return owner in (layer, layer.rpartition(".")[0])
 
 
-def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[Group]) -> dict[str, list[Choice]]:
+def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[ExpertGroup]) -> dict[str, list[Choice]]:
     """Choices by layer, over some batches."""
     names = {id(m): name for name, m in copy.model.named_modules()}
     found: dict[str, list[Choice]] = defaultdict(list)

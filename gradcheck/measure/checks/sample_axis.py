@@ -182,7 +182,7 @@ def _along(x: torch.Tensor, axis: int, others: Sequence[int], kept: Sequence[int
 
 
 @dataclass(frozen=True)
-class Change:
+class OutputChange:
     """Root mean squares over entries: of the output, of its change in the replaced samples, and in the other sample that changed most."""
 
     size: float
@@ -195,7 +195,7 @@ class Change:
         return self.others / max(self.own, self.others) if self.others > 1e-5 * self.size else 0.0
 
 
-def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequence[int]) -> Change | None:
+def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequence[int]) -> OutputChange | None:
     """What replacing samples changed in an output; None when it has no row for each sample."""
     if before.shape != after.shape:
         return None
@@ -205,7 +205,7 @@ def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequ
         rows = (b - a).square().mean(1).sqrt()
         size = float(a[torch.isfinite(a)].square().mean().sqrt()) if a.numel() else 0.0
         rows = torch.nan_to_num(rows, nan=0.0)
-        found.append(Change(size, float(rows[list(replaced)].square().mean().sqrt()), float(rows[kept].max())))
+        found.append(OutputChange(size, float(rows[list(replaced)].square().mean().sqrt()), float(rows[kept].max())))
     return min(found, key=lambda c: (c.mixed, -c.own), default=None)  # time of equal length shows no change at all
 
 

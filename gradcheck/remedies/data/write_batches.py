@@ -92,7 +92,7 @@ _AXES = {"feature": "dim=0", "channel": "dim=(0, 2, 3), keepdim=True", "all": ""
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Where tensors become data: a TensorDataset, or a list of batches."""
 
     draft: Draft
@@ -108,19 +108,19 @@ class Source:
         return any(word in name for name in names for word in HELD_OUT)
 
 
-def sources(context: Context) -> list[Source]:
+def sources(context: Context) -> list[DataSource]:
     """In the order of the files; those of held-out data last."""
     found = []
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
             if called(node) == "TensorDataset" and isinstance(node, ast.Call) and not node.keywords and len(node.args) >= 1:
-                found.append(Source(draft, node, tuple(draft.source(a) for a in node.args)))
+                found.append(DataSource(draft, node, tuple(draft.source(a) for a in node.args)))
         for statement in draft.tree.body:
             value = statement.value if isinstance(statement, ast.Assign) else None
             target = statement.targets[0] if isinstance(statement, ast.Assign) else None
             listed = isinstance(value, (ast.List, ast.ListComp)) and isinstance(target, ast.Name) and _pairs(value)
             if listed and value is not None and isinstance(target, ast.Name) and any(x in target.id for x in ("loader", "batches", "data")):
-                found.append(Source(draft, value, batches=target.id))
+                found.append(DataSource(draft, value, batches=target.id))
     return sorted(found, key=lambda s: s.held_out)
 
 
@@ -133,7 +133,7 @@ def _put_together(context: Context) -> bool:
     return any(not source.held_out for source in sources(context))
 
 
-def _training(context: Context) -> Source:
+def _training(context: Context) -> DataSource:
     if not _put_together(context):
         raise Unwritable("the data are not put together from tensors in your files")
     return sources(context)[0]
@@ -162,7 +162,7 @@ def inputs(p: Fix, context: Context) -> None:
         insert_before(other.draft, other.node, f"{other.tensors[0]} = ({other.tensors[0]} - mean) / std")
 
 
-def _tensor(context: Context, source: Source, p: Fix, axis: str, constant: bool, *, name_statistics: bool) -> None:
+def _tensor(context: Context, source: DataSource, p: Fix, axis: str, constant: bool, *, name_statistics: bool) -> None:
     name, draft = _named(context, 0)
     node = _training(context).node
     mean, std = _statistics(name, p, axis, constant)
@@ -205,7 +205,7 @@ def draft_source(draft: Draft, node: ast.expr) -> str:
     return text if "\n" not in text else f"({text})"
 
 
-def _batches(source: Source, p: Fix, axis: str, constant: bool) -> None:
+def _batches(source: DataSource, p: Fix, axis: str, constant: bool) -> None:
     name = source.batches
     if axis == "all" and "mean" in p.settings:
         mean, std = _statistics("", p, axis, constant)

@@ -105,7 +105,7 @@ _PATIENCE = 30.0  # seconds for git to answer
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """A file's bytes before and after."""
 
     path: str
@@ -113,10 +113,10 @@ class Change:
     after: bytes
 
 
-def write(changes: Sequence[Change], *, allow_dirty: bool = False) -> None:
+def write(changes: Sequence[FileChange], *, allow_dirty: bool = False) -> None:
     """Replaces all files or none. Raises SourceError; after any exception, Ctrl-C among them, the old files are there."""
     refuse(changes, allow_dirty=allow_dirty)
-    replaced: list[Change] = []
+    replaced: list[FileChange] = []
     try:
         for change in changes:
             replaced.append(change)
@@ -127,7 +127,7 @@ def write(changes: Sequence[Change], *, allow_dirty: bool = False) -> None:
         raise
 
 
-def refuse(changes: Sequence[Change], *, allow_dirty: bool = False) -> None:
+def refuse(changes: Sequence[FileChange], *, allow_dirty: bool = False) -> None:
     """Raises SourceError when a file is not the one that was read, cannot be written, or lies in a dirty git tree."""
     for change in changes:
         ast.parse(parsed(change.path, change.after).text)
@@ -137,7 +137,7 @@ def refuse(changes: Sequence[Change], *, allow_dirty: bool = False) -> None:
         refuse_dirty([c.path for c in changes])
 
 
-def restore(changes: Sequence[Change]) -> None:
+def restore(changes: Sequence[FileChange]) -> None:
     """Puts the old bytes back where the new ones are."""
     for change in changes:
         if Path(change.path).read_bytes() == change.after:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.remedies.editing.context import Context, Writer
-from gradcheck.remedies.editing.document import Change, SourceError, digest, refuse, write
+from gradcheck.remedies.editing.document import FileChange, SourceError, digest, refuse, write
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.types.fix import STAGES, Fix
 from gradcheck.types.measurement import Measurement
@@ -18,7 +18,7 @@ class SourcePlan:
     drafts: tuple[Draft, ...]  # those that changed
     written: tuple[Fix, ...]
     unwritten: tuple[tuple[Fix, str], ...]  # with the reason
-    done: list[Change] = field(default_factory=list)
+    done: list[FileChange] = field(default_factory=list)
 
     @property
     def diffs(self) -> dict[str, str]:
@@ -53,8 +53,8 @@ class SourcePlan:
         """Raises SourceError as `write` does, and writes nothing."""
         refuse(self._changes(), allow_dirty=allow_dirty)
 
-    def _changes(self) -> list[Change]:
-        return [Change(d.path, d.origin.data, d.origin.encoded(d.text)) for d in self.drafts]
+    def _changes(self) -> list[FileChange]:
+        return [FileChange(d.path, d.origin.data, d.origin.encoded(d.text)) for d in self.drafts]
 
 
 def plan(

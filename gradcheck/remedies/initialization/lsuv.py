@@ -18,7 +18,7 @@ from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.statements import insert_definition
-from gradcheck.remedies.initialization.weights import CHECKPOINT, Weight, fill, orthogonal, weights_of
+from gradcheck.remedies.initialization.weights import CHECKPOINT, WeightMatrix, fill, orthogonal, weights_of
 from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, several, weight_names
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
@@ -77,7 +77,7 @@ def apply(treated: TreatedWorkload, fix: Fix) -> None:
                 mine.bias.zero_()
 
 
-def _normalise(twin: TreatedWorkload, weight: Weight) -> None:
+def _normalise(twin: TreatedWorkload, weight: WeightMatrix) -> None:
     for _ in range(ITERATIONS):
         std = output_std(twin, weight.parameter)
         if std is None:

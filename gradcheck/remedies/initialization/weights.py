@@ -29,7 +29,7 @@ Draw = Callable[[torch.Tensor, float, torch.Generator], None]  # fills a weight 
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightMatrix:
     """A weight and how to see it as [out, in, ...]: inputs per output unit after the first axis."""
 
     parameter: nn.Parameter
@@ -38,18 +38,18 @@ class Weight:
     head: bool = False
 
 
-def weights_of(treated: TreatedWorkload, fix: Fix) -> Iterator[Weight]:
+def weights_of(treated: TreatedWorkload, fix: Fix) -> Iterator[WeightMatrix]:
     """The weights that a fix names. Raises Inapplicable."""
     heads = str(fix.settings.get("heads", "")).split(",")
     transposed = str(fix.settings.get("transposed", "")).split(",")
     parameters = dict(treated.model.named_parameters(remove_duplicate=False))
     for name in fix.layers:
         if name in parameters:
-            yield Weight(parameter_at(treated, name), None, _last_first if name in transposed else _as_it_is)
+            yield WeightMatrix(parameter_at(treated, name), None, _last_first if name in transposed else _as_it_is)
         else:
             module = module_at(treated, name)
             own = getattr(module, "bias", None)
-            yield Weight(_weight(module, name), own if isinstance(own, nn.Parameter) else None, _view(module), name in heads)
+            yield WeightMatrix(_weight(module, name), own if isinstance(own, nn.Parameter) else None, _view(module), name in heads)
 
 
 def _weight(module: nn.Module, name: str) -> nn.Parameter:
@@ -129,7 +129,7 @@ def apply(treated: TreatedWorkload, fix: Fix) -> None:
             fill(weight, draw, HEAD_GAIN if weight.head else float(settings["gain"]), generator)
 
 
-def fill(weight: Weight, draw: Draw, gain: float, generator: torch.Generator) -> None:
+def fill(weight: WeightMatrix, draw: Draw, gain: float, generator: torch.Generator) -> None:
     """Draws on the CPU in float32, so that device and type make no difference."""
     fresh = torch.empty(weight.parameter.shape, device="cpu")
     draw(weight.view(fresh), gain, generator)

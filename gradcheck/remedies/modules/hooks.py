@@ -72,7 +72,7 @@ def _staircase(steps: int, factor: float, t: int) -> float:
     return factor ** (t // max(1, steps))
 
 
-class Penalty:
+class PenaltyHook:
     """Adds the gradient of `decay`/2 ||w||^2 before each step: L2 regularization of weights, not of biases, gains and embeddings."""
 
     def __init__(self, decay: float, exempt: Sequence[nn.Parameter] = ()) -> None:

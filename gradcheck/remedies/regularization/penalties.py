@@ -10,7 +10,7 @@ from torch import nn
 
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.loss.label_smoothing import set_smoothing
-from gradcheck.remedies.modules.hooks import Penalty, Proximal
+from gradcheck.remedies.modules.hooks import PenaltyHook, Proximal
 from gradcheck.remedies.optimizer.settings import spare_vectors, weaken_penalty
 from gradcheck.remedies.regularization.dropout import lower_dropout, places_of
 from gradcheck.types.finding import Finding
@@ -102,7 +102,7 @@ def add_penalty(treated: TreatedWorkload, p: Fix) -> None:
     decay, optimizer = float(p.settings["weight_decay"]), treated.optimizer
     coupled = isinstance(optimizer, COUPLED) and not any(g.get("decoupled_weight_decay") for g in optimizer.param_groups)
     if not coupled or tables(treated.model):
-        Penalty(decay, tables(treated.model)).attach(optimizer)
+        PenaltyHook(decay, tables(treated.model)).attach(optimizer)
         return
     for group in optimizer.param_groups:
         group["weight_decay"] = group.get("weight_decay", 0.0) + decay

@@ -27,7 +27,7 @@ HUES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 @dataclass(frozen=True)
-class Group:
+class CurveGroup:
     """Curves on one pair of axes. `level`: a loss to compare with, and its name."""
 
     title: str
@@ -42,20 +42,20 @@ class Group:
         return f"curve {HUES[i % len(HUES)]} dash{i % 4}"
 
 
-def groups(report: Report) -> list[Group]:
+def groups(report: Report) -> list[CurveGroup]:
     """All charts of the report, those without a loss left out. The course of a watched run is its own section."""
     m = report.measurement
     chance = (m.chance, "best constant prediction") if m.chance is not None else None
     probes = [("probe" if len(report.measurements) == 1 else f"probe, seed {x.seed}", x.probe) for x in report.measurements]
-    found = [] if m.probe.live else [Group("Probe training, as configured", tuple(probes), chance)]
+    found = [] if m.probe.live else [CurveGroup("Probe training, as configured", tuple(probes), chance)]
     if m.experiments:
-        found.append(Group("Experiments after the probe failed", (("probe", m.probe), *((r.name, r) for r in m.experiments)), chance))
+        found.append(CurveGroup("Experiments after the probe failed", (("probe", m.probe), *((r.name, r) for r in m.experiments)), chance))
     if m.regularization is not None and m.regularization.runs:
         lifted = [(r.name, r) for r in m.regularization.runs]
         level = (m.regularization.chance, "best constant prediction") if m.regularization.chance is not None else None
-        found.append(Group("Without the regularization: loss of the data alone", tuple(lifted), level))
+        found.append(CurveGroup("Without the regularization: loss of the data alone", tuple(lifted), level))
     if m.small_epsilon is not None:
-        found.append(Group("With Adam's usual epsilon", (("probe", m.probe), ("usual epsilon", m.small_epsilon)), chance))
+        found.append(CurveGroup("With Adam's usual epsilon", (("probe", m.probe), ("usual epsilon", m.small_epsilon)), chance))
     if report.proof is not None and report.proof.base and report.proof.treated:
         found.append(_paired("What was kept, together", report.proof.base, report.proof.treated))
     for o in report.outcomes:
@@ -65,13 +65,13 @@ def groups(report: Report) -> list[Group]:
     return [g for g in found if any(math.isfinite(x) for _, r in g.runs for x in r.losses)]
 
 
-def _paired(title: str, base: Sequence[Run], treated: Sequence[Run]) -> Group:
+def _paired(title: str, base: Sequence[Run], treated: Sequence[Run]) -> CurveGroup:
     """Untreated runs and treated ones of the same seeds."""
     runs = [(f"without, seed {i}", r) for i, r in enumerate(base)] + [(f"with, seed {i}", r) for i, r in enumerate(treated)]
-    return Group(f"{title}: without and with", tuple(runs), untreated=len(base))
+    return CurveGroup(f"{title}: without and with", tuple(runs), untreated=len(base))
 
 
-def curve_chart(group: Group) -> Markup:
+def curve_chart(group: CurveGroup) -> Markup:
     """A chart with a legend that says where each curve ends."""
     runs = [(label, r) for label, r in group.runs if r.losses]
     steps = max(len(r.losses) for _, r in runs)
@@ -103,7 +103,7 @@ def _smooth(losses: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for i in range(len(losses)) if (part := losses[max(0, i + 1 - window) : i + 1])]
 
 
-def _axis(group: Group, runs: Sequence[Run]) -> Axis:
+def _axis(group: CurveGroup, runs: Sequence[Run]) -> Axis:
     """Around the finite losses, but not far above where the curves start."""
     starts = [r.losses[0] for r in runs if math.isfinite(r.losses[0])]
     ceiling = max(starts, default=math.inf) * TALLEST

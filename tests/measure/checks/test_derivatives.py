@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gradcheck.measure.checks import derivatives as derivatives_module
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.derivatives import derivatives
-from gradcheck.measure.checks.functions import Comparison, custom_functions
+from gradcheck.measure.checks.functions import DerivativeComparison, custom_functions
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Derivatives
 from gradcheck.workload.training_copy import fork
@@ -276,7 +276,7 @@ def test_functions_are_put_back() -> None:
 
 class TestComparison:
     def differences(self, *values: float, analytic: float = 1.0, noise: float = 1e-12) -> float | None:
-        compared = Comparison(analytic)
+        compared = DerivativeComparison(analytic)
         for step, value in zip((1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3), values, strict=False):
             compared.add(step, value, noise)
         return compared.disagreement

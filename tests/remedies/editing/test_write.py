@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.remedies.editing.document import Change, SourceError, restore, write
+from gradcheck.remedies.editing.document import FileChange, SourceError, restore, write
 from gradcheck.remedies.editing.plan import SourcePlan
 from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
@@ -58,7 +58,7 @@ def test_what_was_changed_after_the_writing_is_not_restored() -> None:
 def test_a_symbolic_link_stays_one() -> None:
     Path("other.py").write_text(TEXT)
     Path("link.py").symlink_to("other.py")
-    write([Change("link.py", TEXT.encode(), AFTER.encode())])
+    write([FileChange("link.py", TEXT.encode(), AFTER.encode())])
     assert Path("link.py").is_symlink() and Path("other.py").read_text() == AFTER
 
 
@@ -83,7 +83,7 @@ def test_a_file_that_changed_between_scan_and_plan_is_refused() -> None:
 def test_what_does_not_parse_is_not_written() -> None:
     Path("model.py").write_text(TEXT)
     with pytest.raises(SourceError):
-        write([Change("model.py", TEXT.encode(), b"def f(:\n")])
+        write([FileChange("model.py", TEXT.encode(), b"def f(:\n")])
     assert Path("model.py").read_text() == TEXT
 
 
@@ -110,7 +110,7 @@ def test_an_interruption_leaves_every_old_file_whole(error: Any, moment: str, mo
 
     monkeypatch.setattr(os, moment, failing)
     with pytest.raises((KeyboardInterrupt, SourceError)):
-        write([Change("model.py", TEXT.encode(), AFTER.encode()), Change("other.py", TEXT.encode(), AFTER.encode())])
+        write([FileChange("model.py", TEXT.encode(), AFTER.encode()), FileChange("other.py", TEXT.encode(), AFTER.encode())])
     assert Path("model.py").read_text() == Path("other.py").read_text() == TEXT
     assert leftovers() == []
 
@@ -160,7 +160,7 @@ def test_without_git_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_name_of_a_file_shows_the_edits() -> None:
     Path("model.py").write_text(TEXT)
     Path("same.py").hardlink_to("model.py")
-    write([Change("model.py", TEXT.encode(), AFTER.encode())])
+    write([FileChange("model.py", TEXT.encode(), AFTER.encode())])
     assert Path("same.py").read_text() == AFTER and Path("model.py").samefile("same.py")
 
 
@@ -168,5 +168,5 @@ def test_a_file_whose_mode_forbids_it_is_not_written_even_by_root() -> None:
     Path("model.py").write_text(TEXT)
     Path("model.py").chmod(0o444)
     with pytest.raises(SourceError, match="read-only"):
-        write([Change("model.py", TEXT.encode(), AFTER.encode())])
+        write([FileChange("model.py", TEXT.encode(), AFTER.encode())])
     assert Path("model.py").read_text() == TEXT

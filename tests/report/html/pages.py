@@ -15,7 +15,7 @@ from gradcheck.types.measurement import Assumption, NotMeasured
 from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
-from gradcheck.types.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
+from gradcheck.types.trial import Curve, Entry, Interaction, MetricRange, SearchPoint, TrialResult
 from tests.literals import diverged, falling, layer, location, measurement, parameter, run, stalled, stats
 
 VOID = {"meta", "input", "br", "wbr", "hr"}
@@ -191,7 +191,9 @@ def trial() -> TrialResult:
     def entry(name: str, status: str, level: float, **more: object) -> Entry:
         values = (2.3, (2.3 + level) / 2, level)
         curve = Curve(steps, values, tuple(v - 0.1 for v in values), tuple(v + 0.1 for v in values))
-        return Entry(name, name, status, training=curve, validation=curve, seeds=3, scores=(Score("accuracy", 0.8, 0.7, 0.9),), **more)
+        return Entry(
+            name, name, status, training=curve, validation=curve, seeds=3, scores=(MetricRange("accuracy", 0.8, 0.7, 0.9),), **more
+        )
 
     words = "dropout lowers validation loss by 0.6"
     helps = entry("dropout", "helps", 0.9, text=words, effect=Effect("validation loss", 1.5, 0.9, -0.6, -0.7, -0.5, 3, True))
