@@ -215,10 +215,16 @@ def _is_compared(ends: list[ListedCall], parameters: set[int]) -> bool:
         shape = call.given[0].shape if call.is_loss and call.given else call.tensor.shape
         if any(id(t) in parameters for t in call.given):
             continue
-        if any(not t.requires_grad and t.shape == shape and len(t) >= FEWEST_SAMPLES and _spread(t) > 0 for t in call.given if t.dim()):
+        data = [t for t in call.given if t.dim() and not t.requires_grad and (t.shape == shape or _is_classes(call, t))]
+        if any(len(t) >= FEWEST_SAMPLES and _spread(t) > 0 for t in data):
             return True
         pending += [c for c in call.calls if c.live and c.tensor.shape == shape]
     return False
+
+
+def _is_classes(call: ListedCall, tensor: torch.Tensor) -> bool:
+    """Whether it holds the class [N, ...] of each entry of a loss's input [N, C, ...]."""
+    return call.is_loss and not tensor.is_floating_point() and len(tensor) == len(call.given[0])
 
 
 def _behind(call: ListedCall, parameters: set[int]) -> list[torch.Tensor]:
