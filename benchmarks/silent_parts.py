@@ -46,7 +46,7 @@ print("busiest", round(float(load.sort().values[-K:].sum()), 3), "idle", int((lo
 """
 SOFTMAX, SIGMOID = "probs = scores.softmax(-1)", "probs = scores.sigmoid()"
 PLAIN, SUMMED = "pass", "p = p / p.sum(-1, keepdim=True)"
-BALANCED, LOGITS = " + 0.02 * model.moe.balance", " + 0.02 * model.moe.balance + 1e-3 * model.moe.scores.logsumexp(-1).square().mean()"
+BALANCED, LOGITS = " + 0.1 * model.moe.balance", " + 0.1 * model.moe.balance + 1e-3 * model.moe.scores.logsumexp(-1).square().mean()"
 FREE = {
     "scores": "if self.training: scores = scores + torch.randn_like(scores) * 0.3\n        probs = scores.softmax(-1)",
     "extra": BALANCED,
@@ -59,7 +59,7 @@ ROUTED = (
         FREE,
         {"scores": SIGMOID, "weights": SUMMED, "extra": BALANCED},
         {"extra": BALANCED, "made": "self.common = nn.Linear(D, D)", "shared": " + self.common(h)"},
-        {"start": "nn.init.normal_(model.moe.router.weight, std=0.02); nn.init.zeros_(model.moe.router.bias)"},
+        {"extra": BALANCED, "start": "nn.init.normal_(model.moe.router.weight, std=0.02); nn.init.zeros_(model.moe.router.bias)"},
     ),
     (
         {"start": TO_ONE.format("20.0")},
@@ -164,7 +164,8 @@ def _adapted(r: random.Random, way: tuple[str, str, str], depth: int, rank: int,
     fits, early, late = way
     optimizer = r.choice(("Adam", "AdamW"))
     return ADAPTED.format(
-        rank=rank, alpha=alpha, width=r.choice((64, 96)), scale=scale, depth=depth, fits=fits.format(half=depth // 2),
+        rank=rank, alpha=alpha,
+        width=r.choice((64, 96)) * (1 if rank < 64 else 2), scale=scale, depth=depth, fits=fits.format(half=depth // 2),
         early=early.format(optimizer, rate), late=late.format(optimizer, rate),
     )  # fmt: skip
 

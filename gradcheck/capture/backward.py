@@ -80,6 +80,8 @@ class Backward(LoopListener):
                 asked = {id(t): t for t in inputs if t.is_leaf and id(t) in reached and self._is_weight(t, reached)}
                 passes = [self._pass(t, asked, given.get("grad_outputs") is not None) for t in losses] if asked else []
                 result = original(*bound.args, **bound.kwargs)
+                if recording.tape.recording:
+                    recording.tape.silent.derive(result, here())
                 gradients = {id(t): g for t, g in zip(inputs, result, strict=True) if id(t) in asked and g is not None}
                 recording.asked = [*recording.asked[-ASKED:], *passes]
                 for found in passes[-1:]:

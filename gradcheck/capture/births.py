@@ -29,6 +29,11 @@ class Marks(Generic[M]):
         if mark is not None:
             self._records.setdefault(id(record), (record, mark))
 
+    @property
+    def marked(self) -> bool:
+        """Whether any record has a mark."""
+        return bool(self._records)
+
     def of_record(self, record: Any) -> M | None:
         entry = self._records.get(id(record))
         return entry[1] if entry is not None else None

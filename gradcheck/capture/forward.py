@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from gradcheck.capture.nodes import Node
 from gradcheck.capture.recording import Recording
+from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.custom_functions import applied
 from gradcheck.instrument.running_code import here, is_program
@@ -125,7 +126,9 @@ class Forward:
                 error = sys.exc_info()[1]
                 if output is None and error is not None:
                     tape.failed = node, error
-                tape.put_out(node, output)
+                made = {path: t for path, t in _kept(module) if tape.ref(t) is None and all(t is not x for x in tensors_in(output))}
+                node.kept = tuple(made)
+                tape.put_out(node, [*tensors_in(output), *made.values()])
                 if node.random is not None and node.owner is not None:
                     recording.owners.settle(node.owner)
             finally:
@@ -139,6 +142,14 @@ class _Detached:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return type.__call__(self.kind, *args, **kwargs)
+
+
+def _kept(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors with a graph that modules hold as plain attributes, such as a balancing loss, and their paths."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                yield f"{path}.{name}".lstrip("."), value
 
 
 def _holds_anything(module: nn.Module) -> bool:

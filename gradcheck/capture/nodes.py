@@ -102,6 +102,7 @@ class Node:
     random: TorchStates | None = None  # states of the generators before a call that draws numbers, or a module's
     host: HostStates | None = None  # before a module's
     in_place: bool = False
+    kept: tuple[str, ...] = ()  # attributes of a module, with their paths, that stand after what it returns: losses that it leaves there
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
     counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
     read: bool = False  # the loop took its values out of torch: what it computed from them fits no other values

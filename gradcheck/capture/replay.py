@@ -195,7 +195,7 @@ class Program:
             output = _call(function, args, kwargs, node)
         if getattr(function, "__name__", "") == "__setitem__":
             return [args[0]]
-        return list(tensors_in(output))
+        return [*tensors_in(output), *(submodule(function, path) for path in node.kept)]
 
     def _is_constant(self, value: Any) -> bool:
         return isinstance(value, (_Entry, _Fixed)) or (isinstance(value, _Value) and value.step in self._shaping)

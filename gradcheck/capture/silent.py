@@ -28,17 +28,28 @@ _KEEPS = (
     | frozenset("squeeze unsqueeze expand repeat repeat_interleave __getitem__ index_select gather cat stack clone detach to cpu".split())
     | frozenset("float double contiguous chunk split".split())
 )
+_CUTTING = frozenset("detach __get__ cpu to float double".split())
 _DRAWS = frozenset("randn randn_like normal".split())
 _MOVES = frozenset("view reshape flatten squeeze unsqueeze clone detach to cpu float double contiguous".split())
 
 
 @dataclass(frozen=True)
 class Mark:
-    kind: Literal["equals", "no-weights", "drawn"]  # drawn: noise that nothing was made of yet
+    kind: Literal["equals", "no-weights", "drawn", "cut"]  # drawn: noise, yet unused; cut: made of derivatives without graph
     operation: str
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
     high: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReadNumber:
+    """A number that was taken out of a result with gradient."""
+
+    serial: int
+    value: float
+    source: Ref
+    site: Location | None
 
 
 class Silent(Marks[Mark]):
@@ -47,6 +58,21 @@ class Silent(Marks[Mark]):
     def __init__(self) -> None:
         super().__init__()
         self.mixed: set[tuple[int, ...]] = set()  # shapes of noise that something was made of
+        self.reads: list[ReadNumber] = []
+
+    def read(self, node: Node, number: Any, place: Callable[[], Location | None]) -> None:
+        """Notes what a call such as `item()` hands to Python, if it carries gradient or was just cut off."""
+        source = node.args[0] if node.args else None
+        while isinstance(source, Ref) and not _carries(source) and getattr(source.node.call, "__name__", "") in _CUTTING:
+            source = source.node.args[0]
+        if isinstance(number, float) and isinstance(source, Ref) and _carries(source) and len(self.reads) < MOST:
+            self.reads.append(ReadNumber(node.serial, number, source, place()))
+
+    def derive(self, derivatives: Iterable[Any], place: Location | None) -> None:
+        """Notes what `torch.autograd.grad` gives without `create_graph`."""
+        for tensor in derivatives:
+            if isinstance(tensor, torch.Tensor):
+                self.tensors[tensor] = Mark("cut", "torch.autograd.grad", place)
 
     def look(self, name: str, function: Any, args: Any, output: Any, place: Callable[[], Location | None]) -> None:
         if self.tensors and name not in _MOVES and function not in LOSSES:
@@ -63,9 +89,9 @@ class Silent(Marks[Mark]):
             mark = self._equals(name, args, results[0], place)
         elif name in _DRAWS:
             mark = Mark("drawn", name, place())
-        if mark is None and name in _KEEPS and self.tensors:
+        if mark is None and self.tensors:
             known = (m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None)
-            mark = next((m for m in known if m.kind != "drawn" or name in _MOVES), None)
+            mark = next((m for m in known if m.kind == "cut" or (name in _KEEPS and (m.kind != "drawn" or name in _MOVES))), None)
         if mark is not None:
             for tensor in results:
                 self.tensors[tensor] = mark
@@ -90,6 +116,7 @@ class Silent(Marks[Mark]):
 
 
 PASSES = 8  # that have to agree
+_SCALES = PRODUCTS | frozenset("div __truediv__ true_divide divide __div__ neg __neg__ mean sum squeeze view reshape".split())
 _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__".split())
 
 
@@ -105,7 +132,62 @@ def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[Silent
         marks = {(m.kind, m.site): m for n in nodes for m in _marks(silent, n, read)}
         for key, mark in marks.items():
             found.setdefault(key, []).append(mark)
-    return tuple(_term(marks, len(taped)) for marks in found.values() if len(marks) == len(taped))
+    terms = [_term(marks, len(taped)) for marks in found.values() if len(marks) == len(taped)]
+    return (*terms, *(SilentTerm("cut", name, site, len(taped)) for name, site in _cut_terms(silent, taped)))
+
+
+FITTED = 1e-3  # residual of a straight line, relative to the range: float32 leaves 1e-5 where numbers vary by a hundredth of themselves
+
+
+def _cut_terms(silent: Silent, passes: Sequence[BackwardPass]) -> Iterable[tuple[str, Location | None]]:
+    """What cut off numbers that are added to the loss in every pass, and its place.
+
+    Derivatives without graph; and numbers that were read, times a factor and shifted, where they are no part of the loss otherwise.
+    """
+    added: dict[tuple[Location | None, int], list[float]] = {}
+    reads: dict[Location | None, list[float]] = {}
+    derived: list[set[tuple[str, Location | None]]] = []
+    since = -1
+    for one in passes if silent.reads or silent.marked else ():
+        assert one.ref is not None
+        values, end = _added(one.ref), one.ref.node.serial
+        for key, value in values.items():
+            added.setdefault(key, []).append(float(value.value) if isinstance(value, Constant) else value)
+        marks = (silent.of_record(value) for value in values.values())
+        derived.append({(m.operation, m.site) for m in marks if m is not None and m.kind == "cut"})
+        used = {(id(x.node), x.index) for n in nodes_behind(one.nodes) for x in n.inputs() if isinstance(x, Ref)}
+        now = {r.site: r for r in silent.reads if since < r.serial < end and (id(r.source.node), r.source.index) not in used}
+        for site, read in now.items():
+            reads.setdefault(site, []).append(read.value)
+        since = end
+    every = [values for values in added.values() if len(values) == len(passes)]
+    read_terms = [site for site, x in reads.items() if len(x) == len(passes) and any(_on_a_line(x, y) for y in every)]
+    return [*(set.intersection(*derived) if derived else ()), *(("item", site) for site in read_terms)]
+
+
+def _added(end: Ref) -> dict[tuple[Location | None, int], Constant | float]:
+    """The numbers that are added on the way from a loss, by their places."""
+    found: dict[tuple[Location | None, int], Constant | float] = {}
+    pending, seen = [end.node], set[int]()
+    while pending:
+        node = pending.pop()
+        name = getattr(node.call, "__name__", "")
+        if id(node) in seen or name not in _SUMS | _SCALES or node.counts.get(0) != 1:
+            continue
+        seen.add(id(node))
+        pending += [x.node for x in node.args if isinstance(x, Ref)]
+        for value in node.args if name in _SUMS else ():
+            if isinstance(value, float) or (isinstance(value, Constant) and value.value.numel() == 1):
+                found[node.place, sum(place == node.place for place, _ in found)] = value
+    return found
+
+
+def _on_a_line(x: Sequence[float], y: Sequence[float]) -> bool:
+    a, b = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    if not bool(torch.isfinite(a + b).all()) or not bool(a.any()) or not bool(b.any()):
+        return False
+    return float((b - (a @ b) / (a @ a) * a).abs().max()) <= FITTED * float(b.abs().max())
 
 
 def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
@@ -118,7 +200,7 @@ def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
         return
     for value in node.inputs():
         mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
-        if mark is not None and mark.kind != "drawn" and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
+        if mark is not None and mark.kind == ("equals" if name in PRODUCTS else "no-weights") and not _carries(value):
             yield mark
 
 

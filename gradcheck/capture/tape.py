@@ -194,6 +194,7 @@ class Tape:
             return
         if name in _READ:
             mark_read(node)
+            self.silent.read(node, output, here)
         self._cut(name, any(t.requires_grad and not t.is_leaf for t in tensors_in((args, kwargs))), output, node)
         results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
         if results:

@@ -127,8 +127,8 @@ class SilentTerm:
     """A part of the loss that says nothing in any observed pass, because of what the loop computed without gradient."""
 
     # equals: a factor that is the difference of equal numbers; no-weights: a loss that no trained weight has a part in; drawn: a target
-    # that is new noise, while other noise of its shape was mixed into something.
-    kind: Literal["equals", "no-weights", "drawn"]
+    # that is new noise, while other noise of its shape was mixed into something; cut: what a call without gradient gave.
+    kind: Literal["equals", "no-weights", "drawn", "cut"]
     operation: str
     site: Location | None
     passes: int

@@ -44,12 +44,12 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `not-trained` 0 and `left-out` 0: one is enough. Left out are layers of repeated blocks, and of three or more others, when the
-    adapted ones are not the last ones (adapting the top layers is a choice) nor evenly spaced. Which kinds of layers are adapted is a
-    choice, too: PEFT adapts query and value by default. Below `smallest-share` 10 % of ten or more frozen layers it is advice.
-    Calibrated on 26 healthy models, on which it says nothing: six with LoRA written by hand (around a layer, as a subclass of it, with
-    layers as factors, on query and value, on all layers, on the top half), and 20 of PEFT 0.21 (Llama, GPT-2, RoBERTa, T5, ViT,
-    Mixtral; LoRA by default, on all layers, on the top layers and on an embedding, two adapters of which one is used, DoRA, rsLoRA,
-    AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt and LayerNorm tuning).
+    adapted ones are not the last ones (adapting the top layers is a choice) nor evenly spaced (every second one, or three or more).
+    Which kinds of layers are adapted is a choice, too: PEFT adapts query and value by default. Below `smallest-share` 10 % of ten or
+    more frozen layers it is advice. Calibrated on 26 healthy models, on which it says nothing: six with LoRA written by hand (around a
+    layer, as a subclass of it, with layers as factors, on query and value, on all layers, on the top half), and 20 of PEFT 0.21 (Llama,
+    GPT-2, RoBERTa, T5, ViT, Mixtral; LoRA by default, on all layers, on the top layers and on an embedding, two adapters of which one
+    is used, DoRA, rsLoRA, AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt and LayerNorm tuning).
 
     ## When to ignore it
     When adapters that were trained before are kept fixed on purpose, or some layers of a kind are left alone on purpose.
@@ -167,7 +167,8 @@ def _is_choice(flags: Sequence[bool]) -> bool:
         return True
     places = [i for i, flag in enumerate(flags) if flag]
     gaps = {b - a for a, b in itertools.pairwise(places)}
-    return len(gaps) == 1 and (gap := gaps.pop()) > 1 and first < gap and places[-1] >= len(flags) - gap
+    even = len(gaps) == 1 and (gap := gaps.pop()) > 1 and first < gap and places[-1] >= len(flags) - gap
+    return even and (gap == 2 or len(places) > 2)  # any two layers are some distance apart
 
 
 def _ran(m: Measurement, adaptation: Adaptation) -> list[tuple[str, tuple[int, ...]]]:

@@ -5,6 +5,7 @@ from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph.disconnected_parameters import OPERATIONS
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import SilentTerm
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
@@ -16,21 +17,22 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     """A part of the loss sends no gradient to anything that is trained.
 
     ## What it finds
-    Terms of a sum that carry no gradient although they were computed from the model (a detached penalty, one under
-    `no_grad`), losses of what no trained weight makes (the divergence of a teacher from itself), terms whose gradient is
-    exactly zero, and derivatives that are zero everywhere, such as the second derivative of a net of ReLUs.
+    Terms of a sum that carry no gradient although they were computed from the model (a detached penalty, one under `no_grad`, one that
+    `item()` made a number of), losses of what no trained weight makes (the divergence of a teacher from itself), terms whose gradient
+    is exactly zero, and derivatives that are zero everywhere, such as the second derivative of a net of ReLUs.
 
     ## Why it matters
     The term is part of the loss that is logged but teaches nothing: the penalty does not act, the equation is not
     solved, the student learns nothing from its teacher.
 
     ## How it is measured
-    The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and no
-    trained parameter gets a gradient from it, both before training and after the probe. Terms under a bound that is met
-    (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values, the largest
-    logit that is subtracted and added again). Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A
-    term that the loop computes from no trained weight counts when it is a loss function of torch that all of its recorded steps
-    add to the loss.
+    The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and no trained
+    parameter gets a gradient from it, both before training and after the probe. Terms under a bound that is met (`clamp`, `relu`,
+    `maximum`) do not count, nor does what shifts another term by itself (straight-through values, the largest logit that is subtracted
+    and added again). Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A term that the loop computes from no
+    trained weight counts when it is a loss function of torch that all of its recorded steps add to the loss. A number counts when it is
+    read from what carries gradient and no other part of the loss takes, and what is added to the loss follows it along one straight
+    line in every recorded step.
 
     ## Limits and their sources
     None: a gradient of exactly zero (a matter of definition).
@@ -53,12 +55,12 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     Distilling the Knowledge in a Neural Network.
     """
     seen = [t for t in m.idle_terms if t.kind not in ("equals", "runaway", "away", "ratio")]
-    told = [t for t in (m.loop.silent or () if m.loop is not None else ()) if t.kind == "no-weights"]
+    told = [t for t in (m.loop.silent or () if m.loop is not None else ()) if t.kind in ("no-weights", "cut")]
     if not m.loss_given and not seen:
         return not_applicable("the loss is gradcheck's own")
     findings = [_derivative(m, t) if t.kind == "derivative" else _term(t) for t in seen]
     sites = {t.site for t in seen}
-    findings += [_of_nothing(t.operation, t.site, t.passes) for t in told if t.site not in sites]
+    findings += [_cut(t) if t.kind == "cut" else _of_nothing(t.operation, t.site, t.passes) for t in told if t.site not in sites]
     return findings
 
 
@@ -79,6 +81,17 @@ def _term(t: IdleTerm) -> Finding:
     )
     evidence = [Evidence("value of the term", t.value, 0.0, "=", "without gradient")]
     return found("warning", message, location=t.site, evidence=evidence, remedies=[cure])
+
+
+def _cut(t: SilentTerm) -> Finding:
+    if t.operation == "item":
+        why, cure = "item() or float() makes a plain number of it", "add the tensor itself, without item()"
+    else:
+        why, cure = f"the derivatives that {t.operation} gives have no gradient themselves", "pass create_graph=True"
+    message = f"a term of the loss trains nothing: {why}, in {t.passes} of {t.passes} recorded passes (limit: in all)"
+    remedy = Remedy("remove-detach", f"{cure}, or log the term by itself", "unsafe")
+    evidence = [Evidence("passes without gradient", t.passes, t.passes, ">=")]
+    return found("warning", message, location=t.site, evidence=evidence, remedies=[remedy])
 
 
 def _of_nothing(operation: str, site: object, passes: int) -> Finding:

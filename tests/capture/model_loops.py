@@ -55,6 +55,22 @@ def partial_and_bound_method() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x), y))
 
 
+def a_loss_that_a_part_keeps() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = mlp()
+            self.balance = torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x)
+            self.balance = out.softmax(-1).mean(0).square().sum()
+            return out
+
+    model = nn.Sequential(Net(), nn.Linear(3, 3))
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y) + 0.1 * model[0].balance)  # type: ignore[operator]
+
+
 class Late(nn.Module):
     """Lists its weight from when it is first asked for its parameters, as layers of Keras do."""
 

@@ -58,6 +58,9 @@ class TestAdapterCoverage:
             ("--xx", []),  # the top layers are a choice
             ("x-x-x-", []),  # every other one, too
             ("-x-x-x", []),
+            ("x--x--x", []),
+            ("x--x--", ["warning"]),  # two are no spacing
+            ("x-x-", []),
             ("x-xxx", ["warning"]),
         ],
     )

@@ -48,6 +48,11 @@ class TestRouterCollapse:
         m = routed(one_takes(1.0), tokens=tokens)
         assert severities(router_collapse, m) == ["error"] if judged else no_verdict(router_collapse, m) == "not-measured"
 
+    def test_the_busiest_of_many_need_fewer_tokens(self):
+        assert severities(router_collapse, routed((1.0, *(0.0,) * 7), tokens=200)) == ["error"]
+        assert no_verdict(router_collapse, routed((1.0, *(0.0,) * 7), tokens=199)) == "not-measured"
+        assert no_verdict(router_collapse, routed((0.5, 0.5, *(0.0,) * 6), tokens=200)) == "not-measured"
+
     def test_it_points_at_the_router(self):
         f = only(router_collapse, routed(one_takes(1.0)))
         assert f.location == location(20) and f.layers == ("moe",) and "3 of 4 get nothing" in f.message

@@ -47,6 +47,14 @@ def test_a_loss_that_the_loop_computes_from_no_weight():
     assert findings(no_learning_signal, silent("no-weights")) == []
 
 
+@pytest.mark.parametrize(("operation", "words"), [("item", "plain number"), ("torch.autograd.grad", "no gradient themselves")])
+def test_a_term_that_the_loop_cuts_off(operation, words):
+    m = measurement(loop=loop(silent=(SilentTerm("cut", operation, location(40), 32),)))
+    f = only(inert_loss_term, m)
+    assert f.severity == "warning" and words in f.message and f.location == location(40)
+    assert findings(no_learning_signal, m) == []
+
+
 def test_healthy_terms():
     assert findings(inert_loss_term, measurement()) == [] and findings(no_learning_signal, measurement()) == []
     assert findings(inert_loss_term, idle("equals")) == []
