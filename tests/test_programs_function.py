@@ -115,6 +115,19 @@ class Reversal(Function):
         return -0.1 * gradient
 
 
+class Fused(Function):
+    """A cross entropy that makes its gradient in the forward pass, right where the loss is trained on as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, CLASSES)) / len(target))
+        return F.cross_entropy(logits, target)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
 class Assigned(Function):
     """Writes to what it is given behind autograd's back, where nobody reads what was there before."""
 
@@ -259,6 +272,7 @@ FAULTY: dict[str, tuple[str, Callable[[], gradcheck.Report]]] = {
     "product rule forgotten": ("GRAPH005", lambda: scan(Net(Gelu.apply))),
     "gradient of a bias averaged": ("GRAPH005", lambda: scan(Net(Layer()))),
     "a Function made while running, its sign wrong": ("GRAPH005", lambda: scan(Net(Closure()))),
+    "a loss that is halved, whose gradient is not": ("GRAPH005", lambda: scan(Net(), loss=lambda y, t: 0.5 * Fused.apply(y, t))),
     "a hook that turns the gradient": ("GRAPH005", lambda: scan(Net(hooked(lambda g: -g)))),
     "lstm": ("GRAPH007", lambda: scan(Net(Recurrent(nn.LSTM)))),
     "cells": ("GRAPH007", lambda: scan(Net(Cells()))),
@@ -277,6 +291,7 @@ HEALTHY: dict[str, Callable[[], gradcheck.Report]] = {
     "memory that is written to": lambda: scan(Adversarial(Remembering())),
     "spikes": lambda: scan(Net(Spike.apply)),
     "gradient reversal": lambda: scan(Adversarial()),
+    "gradient reversal, a loss that counts on a 1": lambda: scan(Net(Reversal.apply), loss=Fused.apply),
     "gradients clipped by a hook": lambda: scan(Net(hooked(lambda g: g.clamp(-0.01, 0.01)))),
     "stopped gradient": lambda: scan(Net(lambda h: h - h.mean(-1, keepdim=True).detach())),
     "lstm": lambda: scan(Net(Recurrent(nn.LSTM, batch_first=True))),

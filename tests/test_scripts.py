@@ -81,7 +81,24 @@ for step in range(40):
     model.kept.update({int(i): inputs[i] for i in rows})
     optimizer.zero_grad(); loss.backward(); optimizer.step()
 """
+LATER = """
+class Later(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept, self.cell, self.first, self.head = None, nn.GRUCell(32, 16), nn.Linear(32, 16), nn.Linear(16, 10)
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.head(h if self.kept is None else self.cell(self.kept, h))
+model = Later()
+optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+for step in range(40):
+    rows = torch.randint(64, (16,))
+    loss = F.cross_entropy(model(inputs[rows]), labels[rows])
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    model.kept = inputs[rows]
+"""
 UNREPEATABLE = {
+    "the model calls a layer on what the loop remembers": LATER,
     "the model reads what the loop remembers": REMEMBERING,
     "a gradient is given": LOOP.replace("loss.backward()", "loss.expand(2).backward(torch.full((2,), 0.5))"),
     "the loss depends on how often it was computed": COUNTING.replace("STEP", "0.1") + LOOP,

@@ -478,3 +478,9 @@ def test_one_of_two_optimizers_that_never_steps(tmp_path: Path) -> None:
     cured = faulty.replace("# here\n", "\n    od.step()\n")
     finding = check(tmp_path, faulty, cured, "LOOP001", "warning", steps=40)
     assert "parameters of od" in finding.message
+    inside = GAN.replace("range(20)", "range(45)").replace("D(fake.detach())).mean()  # here", "D(fake)).mean()")
+    inside = inside.replace("og, od =", "og, step_of_od =")
+    inside = inside.replace("for step", "od = torch.optim.SGD(D.parameters(), lr=1e-3)  # it takes its steps by another one\nfor step", 1)
+    inside = inside.replace("    od.step()", "    step_of_od.step()")
+    reports = scan_script(ScriptSpec(str(written(tmp_path, START + inside)), quiet=True, steps=40), Settings())
+    assert len(reports) == 2 and not any(r.coverage.in_part for r in reports)

@@ -71,6 +71,7 @@ class Backward(LoopListener):
             losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
             if not recording.busy:
                 self.forgotten.ask(inputs)
+                self.remade.ask(inputs)
             if recording.busy or given.get("create_graph") or given.get("is_grads_batched"):
                 return original(*bound.args, **bound.kwargs)
             recording.busy += 1

@@ -5,7 +5,7 @@ one, and not if the script asks for a derivative with respect to it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -26,6 +26,7 @@ AGO = 8  # steps without it after which a leaf is let go
 FRESH = 6  # steps whose new parameters are kept
 DRAWN = 64  # entries: two independent draws of as many correlate by more than 0.5 in one of 30,000 pairs, and a weight
 ALIKE = 0.5  # with a copy of it some steps later by nearly 1
+_STEPS = ("SubBackward0", "AddBackward0")
 _PRODUCTS = frozenset("matmul __matmul__ __rmatmul__ mm bmm mv dot addmm baddbmm".split())
 _TAKES_WEIGHTS = frozenset(("linear", "embedding", "layer_norm", "batch_norm", "group_norm", "conv1d", "conv2d", "conv3d", "bilinear"))
 _ELEMENTWISE = frozenset(
@@ -133,13 +134,16 @@ def _count(value: Constant | Ref) -> int:
 
 
 class Remade:
-    """Layers that the loop makes again in each step: random each time, and trained by nothing. `look` before each backward pass."""
+    """Layers that the loop makes again in each step: random each time, and trained by nothing. `look` and `ask` as above."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self._made: Counter[Location] | None = None  # constructions by their place, by the first pass
         self._known: set[int] = set()  # ids of the parameters that the first step reached
         self._fresh: dict[int, dict[int, _Leaf]] = {}  # by step
+
+    def ask(self, inputs: Iterable[torch.Tensor]) -> None:
+        self._known |= {id(t) for t in inputs if isinstance(t, nn.Parameter)}  # an inner loop adapts them: a new head for each task
 
     def look(self, loss: torch.Tensor, leaves: Mapping[int, torch.Tensor]) -> None:
         recording, step = self.recording, self.recording.steps
@@ -148,8 +152,7 @@ class Remade:
             self._known |= leaves.keys()
         elif loss.grad_fn is not None and (len(self._fresh) < FRESH or step in self._fresh):
             fresh = {k: t for k, t in leaves.items() if isinstance(t, nn.Parameter) and t.numel() >= DRAWN and self._is_new(k)}
-            behind = _behind(loss.grad_fn, fresh.keys(), leaves.keys() & self._known) if fresh else ()
-            for key in behind:
+            for key in _behind(loss.grad_fn, fresh.keys(), leaves.keys() & self._known) if fresh else ():
                 self._fresh.setdefault(step, {})[key] = _Leaf(fresh[key], fresh[key].detach().clone(), {step})
 
     def _is_new(self, key: int) -> bool:
@@ -176,17 +179,22 @@ def _alike(one: _Leaf, other: _Leaf) -> bool:
     return not bool(torch.corrcoef(pair)[0, 1].abs() <= ALIKE)  # nan: one of them is the same everywhere, as a norm's weights are
 
 
-def _behind(end: torch.autograd.graph.Node, fresh: Iterable[int], known: Iterable[int]) -> Iterator[int]:
-    """Of the fresh leaves those that a call takes together with what known ones computed. What takes only data may make targets."""
-    fresh, known, seen, pending = set(fresh), set(known), {end}, [end]
+def _behind(end: torch.autograd.graph.Node, fresh: Iterable[int], known: Iterable[int]) -> set[int]:
+    """Of the fresh leaves those that a call takes together with what known ones computed. What takes only data may make targets.
+
+    Nor is one left as it was drawn whose own steps are part of the graph: a new head that each task adapts.
+    """
+    fresh, known, seen, pending, found = set(fresh), set(known), {end}, [end], set[int]()
     while pending:
         node = pending.pop()
         parents = [p for p, _ in node.next_functions if p is not None]
-        leaves = {id(leaf) for leaf in map(_leaf, parents) if leaf is not None} & fresh if len(parents) > 1 else set[int]()
+        leaves = {id(leaf): leaf for leaf in map(_leaf, parents) if leaf is not None and id(leaf) in fresh} if len(parents) > 1 else {}
+        fresh -= {k for k, leaf in leaves.items() if node.name() in _STEPS and tuple(node._input_metadata[0].shape) == leaf.shape}
         if leaves and any(id(t) in known for p in parents for t in upstream_leaves([p])):
-            yield from leaves
+            found |= leaves.keys()
         pending += [p for p in parents if p not in seen]
         seen.update(parents)
+    return found & fresh
 
 
 def _leaf(node: torch.autograd.graph.Node | None) -> torch.Tensor | None:

@@ -229,7 +229,8 @@ def _look_at_opponents(training: Training, every: Sequence[Training]) -> None:
 def _chosen(recorder: Recorder) -> list[OptimizerTrace | None]:
     stepped = [w for w in recorder.optimizers.values() if w.steps]
     if stepped:
-        idle = [w for w in recorder.optimizers.values() if not w.steps and len(w.cleared) >= THROWN_AWAY]
+        moved = frozenset[int]().union(*(w.ids for w in stepped))  # an optimizer inside another one takes the steps for it
+        idle = [w for w in recorder.optimizers.values() if not w.steps and len(w.cleared) >= THROWN_AWAY and w.ids - moved]
         return [*joined(_first_of_their_kind(stepped)), *idle[:1]]
     waiting = [w for w in recorder.optimizers.values() if w.live or w.cleared]
     return list(waiting[:1]) or [next(iter(recorder.optimizers.values()), None)]
@@ -271,7 +272,8 @@ def _require_alike(m: Measurement, filled: Collection[str]) -> None:
     """That no weight is without a gradient at every measured step which had one in the script. `filled`: those that had."""
     at_work = {x.name for x in m.layers if any(s.step and s.output is not None and s.output.count for s in x.snapshots)}
     for p in m.parameters:
-        if p.name in filled and p.trainable and p.layer in at_work and p.steps and all(s.gradient_norm == 0 for s in p.steps):
+        lost = not p.used or (p.layer in at_work and p.steps and all(s.gradient_norm == 0 for s in p.steps))
+        if p.name in filled and p.trainable and lost and len(m.measured_steps) > 1:
             raise ReplayMismatch(f"the gradient of {p.name} is zero in it, not in the script, whose model keeps more than its weights")
 
 

@@ -62,6 +62,14 @@ def _sampled(weight: torch.Tensor) -> torch.Tensor:
     return local(weight).detach().reshape(-1)[:SAMPLE].cpu().double().clone()
 
 
+def _address(tensor: torch.Tensor) -> int:
+    """0: it has no storage, as inside of `torch.func.grad`."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
 @dataclass
 class Averages:
     """`modules`: those of the program; `trained`: ids of what optimizers move; `site`: where a module is made."""
@@ -86,10 +94,7 @@ class Averages:
     def writes(self, tensors: Iterable[torch.Tensor]) -> None:
         """The script writes to these."""
         for tensor in tensors:
-            try:
-                pair = self.unplaced.get(tensor.data_ptr())
-            except (RuntimeError, NotImplementedError):  # it has no storage
-                continue
+            pair = self.unplaced.get(_address(tensor))
             if pair is not None:
                 pair.moved_at = here()
                 self.unplaced = {address: p for address, p in self.unplaced.items() if p is not pair}
@@ -109,7 +114,8 @@ class Averages:
             if self._pairs is None:
                 self._pairs = self._found()
                 self.taken = not self._pairs or names_in_program(TAKING)
-                self.unplaced = {p.data_ptr(): pair for pair in self._pairs for p in pair.follower.parameters() if p.numel()}
+                self.unplaced = {_address(p): pair for pair in self._pairs for p in pair.follower.parameters()}
+                self.unplaced.pop(0, None)
             for pair in self._pairs:
                 pair.sample = pair.weights() if pair.fits() else None
 

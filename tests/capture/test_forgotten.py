@@ -179,6 +179,30 @@ def test_a_layer_that_forward_makes_is_never_trained(tmp_path: Path, by: str) ->
     assert places == [("GRAPH003", "error", n) for n, line in enumerate(text.splitlines(), 1) if "# here" in line]
 
 
+ADAPTED = """
+body = nn.Sequential(nn.Linear(32, 16), nn.ReLU())
+optimizer = torch.optim.Adam(body.parameters(), lr=1e-3)
+for step in range(12):
+    i, j = torch.randint(512, (2, 64))
+    head = nn.Linear(16, 10)
+    w = dict(head.named_parameters())
+    fit = lambda w, i: F.cross_entropy(F.linear(body(x[i]), w["weight"], w["bias"]), y[i])
+    GRADIENTS
+    loss = fit({k: v - 0.5 * g for (k, v), g in zip(w.items(), gradients)}, j)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "by", ["torch.autograd.grad(fit(w, i), list(w.values()), create_graph=True)", "torch.func.grad(fit)(w, i).values()"]
+)
+def test_a_new_head_that_each_task_adapts_is_no_layer_made_anew(tmp_path: Path, by: str) -> None:
+    text = DATA + ADAPTED.replace("GRADIENTS", f"gradients = {by}")
+    assert "GRAPH003" not in codes(scan(written(tmp_path, text), steps=12))
+
+
 def test_a_teacher_that_each_step_makes_is_no_layer(tmp_path: Path) -> None:
     text = MADE_IN_FORWARD.replace("mix = nn.Linear(16, 16)\n        return", "mix = self.mix\n        return")
     teacher = "nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 10))"
