@@ -77,10 +77,10 @@ class Layers:
     def _units(layer: LayerAccumulator, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
         sizes = [c.magnitudes for c in same if c.magnitudes is not None]
-        if sizes and all(s.shape == sizes[0].shape for s in sizes):
+        if _same_units(sizes):
             layer.magnitudes.append(torch.stack(sizes).mean(0) if len(sizes) > 1 else sizes[0])
             layer.samples.append(sum(c.effective_samples for c in same))
-        if masks and all(m.shape == masks[0].shape for m in masks):
+        if _same_units(masks):
             layer.alive.append(torch.stack(masks).any(0) if len(masks) > 1 else masks[0])
 
     def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
@@ -95,7 +95,7 @@ class Layers:
 
     def _dormancy(self, layer: LayerAccumulator) -> Dormancy | None:
         found = layer.magnitudes
-        if not found or any(m.shape != found[0].shape for m in found) or not all(bool(m.isfinite().all()) for m in found):
+        if not _same_units(found) or not all(bool(m.isfinite().all()) for m in found):
             return None
         batches = len(set(self.batches[-FINAL_STEPS:]))
         last, start = found[-FINAL_STEPS:], found[:2]
@@ -110,7 +110,7 @@ class Layers:
             parameters = tuple(f"{name}.{n}" if name else n for n, _ in first.module.named_parameters(recurse=False))
         units = dead = at_start = None
         samples = batches = 0
-        if layer.alive:
+        if _same_units(layer.alive):
             last = torch.stack(layer.alive[-FINAL_STEPS:]).any(0)
             start = torch.stack(layer.alive[:2]).any(0)
             units, dead, at_start = last.numel(), int((~last).sum()), int((~start).sum())
@@ -146,6 +146,11 @@ class Layers:
             fate.depth,
             tuple(sorted(fate.nets)) if several else (),
         )
+
+
+def _same_units(found: Sequence[torch.Tensor]) -> bool:
+    """Whether there are some, of one size: of an axis that changes its length, nodes of a graph, say, the entries are no units."""
+    return bool(found) and all(x.shape == found[0].shape for x in found)
 
 
 def _dormant(magnitudes: Sequence[torch.Tensor]) -> int:
