@@ -35,7 +35,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
 from gradcheck.workload.lockstep import agreed, everyone, in_step, ranks_of_script
-from gradcheck.workload.process_state import untouched
+from gradcheck.workload.process_state import fewer_collections, untouched
 from gradcheck.workload.ranks import RankGroup
 from gradcheck.workload.sharding import is_sharded, kept_sharded
 from gradcheck.workload.training_copy import fork
@@ -45,6 +45,7 @@ from gradcheck.workload.workload import Workload
 SCRIPT_PHASE = "the script's own steps"  # its key in `Measurement.seconds`
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
 LARGE_SCRIPT_BUDGET, LARGE = 30.0, 50_000_000  # the same for models with more parameters: nine seconds are two of their steps
+MANY = 5_000  # modules: making these took 3 s, and 22 s of 60 those of a model of 50,000
 LOADING_SHARE = 0.05  # of a large model's budget, that loading may take beside it: 354 million parameters took 10 s of 60
 LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
@@ -87,7 +88,8 @@ def default_budget(model: nn.Module) -> float:
 
 def _counted(loading: float, budget: float, model: nn.Module) -> float:
     """Of the seconds that loading took, those that its budget pays for: the making of a large model."""
-    return min(max(0.0, loading - LOADING_SHARE * budget), budget / 2) if _size(model) >= LARGE else 0.0
+    large = _size(model) >= LARGE or sum(1 for _ in model.modules()) >= MANY
+    return min(max(0.0, loading - LOADING_SHARE * budget), budget / 2) if large else 0.0
 
 
 def _size(model: nn.Module) -> int:
@@ -261,6 +263,11 @@ def scan_workload(
 ) -> Report:
     """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop; `costs`: say what findings cost.
     `loading`: seconds that it took."""
+    with fewer_collections(workload.model):
+        return _scanned(workload, settings, progress, seen, costs, loading)
+
+
+def _scanned(workload: Workload, settings: Settings, progress: Progress | None, seen: Seen | None, costs: bool, loading: float) -> Report:
     started = time.perf_counter()
     rules = chosen(settings)
     measurements = []

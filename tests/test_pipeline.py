@@ -8,7 +8,7 @@ from torch import nn
 
 import gradcheck
 from gradcheck.instrument import activation_recorder, unit_activity
-from gradcheck.pipeline import _counted
+from gradcheck.pipeline import MANY, _counted
 
 
 def data(count: int = 4):
@@ -109,4 +109,6 @@ def test_making_a_large_model_counts_in_its_budget():
     with torch.device("meta"):
         large = nn.Linear(10_000, 5_000)
     assert [_counted(loading, 60.0, large) for loading in (2.0, 10.0, 90.0)] == [0.0, 7.0, 30.0]
+    many = nn.Sequential(*(nn.Identity() for _ in range(MANY)))
+    assert _counted(10.0, 60.0, many) == 7.0
     assert _counted(10.0, 60.0, net()) == 0.0  # slow imports take nothing from the measuring of a small one

@@ -13,6 +13,7 @@ from gradcheck.types.measurement import Assumption
 from gradcheck.workload.batches import Data
 from gradcheck.workload.borrowing import stand_in
 from gradcheck.workload.device import place_module, place_optimizer
+from gradcheck.workload.process_state import fewer_collections
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import Inputs, call
 from gradcheck.workload.training_copy import set_mode
@@ -29,7 +30,7 @@ def assemble(parts: Parts) -> Workload:
     moved = place_module(parts.model, parts.device, parts.dtype)
     if isinstance(parts.loss, nn.Module):
         moved |= place_module(parts.loss, parts.device, parts.dtype)
-    with preserve_rng():
+    with preserve_rng(), fewer_collections(parts.model):
         data = _data(parts)
         val = [placed(parts, batch) for batch in parts.val.batches] if parts.val else []
         _initialize_lazy(parts, data)

@@ -1,10 +1,12 @@
 """The guard that leaves the process as it was."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import preserve_rng
@@ -48,6 +50,24 @@ def untouched() -> Iterator[None]:
             torch.set_autocast_dtype(kind, kind_dtype)
         torch.set_autocast_cache_enabled(cache)
         np.seterr(**numpy_errors)
+
+
+# Objects for each module between two collections. Measured on 5,000 modules: every seventh second went into walking all objects again and
+# again, for nothing; with ten, the peak of memory stays.
+OBJECTS = 10
+
+
+@contextmanager
+def fewer_collections(model: nn.Module) -> Iterator[None]:
+    """Python looks for cycles among all objects ever so often: less often while there are many, in proportion to the model's modules."""
+    every, *others = gc.get_threshold()
+    wanted = OBJECTS * sum(1 for _ in model.modules())
+    if 0 < every < wanted:
+        gc.set_threshold(wanted, *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(every, *others)
 
 
 def _default_device() -> torch.device | None:

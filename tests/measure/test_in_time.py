@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.measure.checks.context import LATE
 from gradcheck.measure.probe import FINAL_STEPS, Probe
 from gradcheck.measure.session import MeasurePlan, Session
 from gradcheck.training.trainer import Trainer
@@ -55,3 +56,11 @@ def test_what_is_missing_is_said() -> None:
     short = [n for n in session.not_measured if n.lack == "short"]
     assert {"signals", "parameters", "units", "similarity"} <= {n.what for n in short}
     assert all("--budget" in n.remedy for n in short) and torch.is_grad_enabled()
+
+
+def test_the_checks_of_fast_mind_the_time() -> None:
+    w = workload(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
+    session = Session(w, MeasurePlan(seconds=1e-6, needs=("dependence", "clipping"), fast=True), lambda phase, fraction: None)
+    session.run()
+    late = {n.what: n for n in session.not_measured if n.why == LATE}
+    assert set(late) == {"dependence"} and "--budget" in late["dependence"].remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -150,3 +151,17 @@ def test_what_cannot_be_copied_is_one_error() -> None:
     net.use = (x for x in ())
     with pytest.raises(TargetError, match="the model cannot be copied: TypeError"):
         duplicate(net, net)
+
+
+def test_empty_tables_are_made_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 20
+    model, shared = nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))), dict[str, int]()
+    model[0].cache = model[1].cache = shared
+    rebuilt = []
+    rebuild = copy._reconstruct  # type: ignore[attr-defined]
+    monkeypatch.setattr(copy, "_reconstruct", lambda *a, **k: rebuilt.append(a) or rebuild(*a, **k))
+    twin = duplicate(model, model)
+    assert len(rebuilt) == count + 1  # the modules; each has ten tables
+    assert twin[0].cache is twin[1].cache is not shared
+    twin[0].register_forward_hook(lambda *_: None)
+    assert not model[0]._forward_hooks and not twin[1]._forward_hooks

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from gradcheck.workload.process_state import untouched
+from gradcheck.workload.process_state import OBJECTS, fewer_collections, untouched
 
 
 def rng() -> Any:
@@ -75,3 +77,16 @@ def test_nothing_is_set_that_was_not_changed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: pytest.fail("set without need"))
     with untouched():
         pass
+
+
+@pytest.mark.parametrize(("before", "layers", "within"), [(700, 500, OBJECTS * 501), (700, 3, 700), (0, 500, 0)])
+def test_cycles_are_looked_for_in_proportion_to_the_model(before: int, layers: int, within: int) -> None:
+    every, *others = gc.get_threshold()
+    gc.set_threshold(before, *others)
+    try:
+        with pytest.raises(KeyError), fewer_collections(nn.Sequential(*(nn.Identity() for _ in range(layers)))):
+            assert gc.get_threshold()[0] == within
+            raise KeyError
+        assert gc.get_threshold() == (before, *others)
+    finally:
+        gc.set_threshold(every, *others)

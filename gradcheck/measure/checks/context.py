@@ -87,8 +87,8 @@ class CheckResults:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False) -> CheckResults:
-    """Makes the checks that fit into the time, one after another; if not all fit, the cheapest first. `all_of_them`: regardless of time."""
+def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None]) -> CheckResults:
+    """Makes the checks that fit into the time, one after another; if not all fit, the cheapest first."""
     done = CheckResults()
     dear = {check.need: check.seconds(context) for check in checks}
     if sum(dear.values()) > context.deadline - now():
@@ -98,7 +98,7 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
             done.not_measured.append(NotMeasured(check.need, SHARDED))
             continue
         over = now() + dear[check.need] > context.deadline
-        if over and not all_of_them and (dear[check.need] or not check.quick):
+        if over and (dear[check.need] or not check.quick):
             done.not_measured.append(NotMeasured(check.need, LATE, detail=f"it would take about {dear[check.need]:.2g} s"))
             continue
         tick(check.need, 0.0)
