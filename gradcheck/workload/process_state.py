@@ -35,6 +35,8 @@ def untouched() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         if _default_device() != device:
             torch.set_default_device(device)
+            if device is None:  # torch 2.6 takes what remains of an old one for a device
+                vars(torch)["_GLOBAL_DEVICE_CONTEXT"].__dict__.pop("device_context", None)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()) != deterministic:

@@ -218,7 +218,7 @@ class Sites:
     def constructed(self, module: Constructed, frame: FrameType | None) -> None:
         place = location_of_frame(_outside_constructor(module, frame), torch_detail=True)
         self._note(module, place)
-        if place is not None and hasattr(module, "reset_parameters"):
+        if place is not None and hasattr(type(module), "reset_parameters"):  # its own attributes are not there yet
             self.made[place] += 1
 
     def unpickled(self, module: Constructed, frame: FrameType | None) -> None:

@@ -167,9 +167,13 @@ def _group_for(p: nn.Parameter, names: dict[int, str], groups: list[dict[str, An
 
 
 def _refresh(optimizer: torch.optim.Optimizer) -> None:
-    """LBFGS keeps a list of its own."""
+    """LBFGS keeps a list of its own; Adagrad of torch 2.6 makes its state with the optimizer, not in the first step."""
     if isinstance(optimizer, torch.optim.LBFGS):
         vars(optimizer).update(_params=optimizer.param_groups[0]["params"], _numel_cache=None)
+    if isinstance(optimizer, torch.optim.Adagrad):
+        for p in (p for group in optimizer.param_groups for p in group["params"] if not optimizer.state[p]):
+            sums = torch.full_like(p, optimizer.defaults["initial_accumulator_value"])
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device if p.is_cuda else "cpu"), "sum": sums}
 
 
 def require_running(treated: TreatedWorkload) -> None:
