@@ -1,8 +1,8 @@
 """Notebooks: their code cells run in order without their magics, and findings stand at cell and line in every format."""
 
-from __future__ import importlib.util
-import annotations
+from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
