@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import functools
 import io
 import logging
@@ -243,6 +244,7 @@ class _Run:
         recorder.observer = clock
         alarm = Alarm(clock.due, clock.tell)
         error: BaseException | None = None
+        callbacks = gc.callbacks[:]
         tick("running the script: no training step yet", 0.0)
         with self._process(), alarm.running():
             with recorder:
@@ -251,6 +253,7 @@ class _Run:
                     alarm.guarded(alarm.wait_for_threads)
                 except BaseException as caught:
                     error = caught
+                gc.callbacks[:] = callbacks  # at once: no alarm ends one that runs in gradcheck's own code
             self._exit(alarm)
         if alarm.interrupted or isinstance(error, KeyboardInterrupt):
             raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt

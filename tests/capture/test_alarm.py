@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import textwrap
@@ -52,6 +53,11 @@ ENDLESS = {
             while True: gc.collect()
         finally:
             gc.callbacks.clear()
+        """,
+    "in callbacks of the garbage collector, which stay": """
+        import gc
+        gc.callbacks.append(lambda phase, info: spin(600))
+        while True: gc.collect()
         """,
     "starting again, over and over": """
         def main():
@@ -109,7 +115,7 @@ ENDLESS = {
 def state() -> tuple[object, ...]:
     handlers = tuple(signal.getsignal(s) for s in (signal.SIGINT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGUSR1))
     handlers += (signal.getitimer(signal.ITIMER_REAL)[1],)
-    return (*handlers, sys.unraisablehook, threading.excepthook, sys.gettrace(), set(threading.enumerate()))
+    return (*handlers, sys.unraisablehook, threading.excepthook, sys.gettrace(), set(threading.enumerate()), gc.callbacks[:])
 
 
 def ran(folder: Path, text: str, seconds: float = 0.2) -> Capture:
