@@ -2,8 +2,8 @@
 
 import atexit
 import contextlib
-import gc
 import functools
+import gc
 import io
 import logging
 import os
