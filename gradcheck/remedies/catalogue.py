@@ -6,13 +6,7 @@ from gradcheck.remedies.data import batches
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
-from gradcheck.remedies.loss import (
-    form,
-    label_smoothing,
-    replacement,
-    stability,
-    term_weight,
-)
+from gradcheck.remedies.loss import form, label_smoothing, replacement, stability, term_weight
 from gradcheck.remedies.normalization import layers, modes
 from gradcheck.remedies.optimizer import schedule, settings
 from gradcheck.remedies.precision import regions

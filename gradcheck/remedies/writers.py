@@ -9,13 +9,7 @@ from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import lsuv, write_values, write_weights
-from gradcheck.remedies.loop import (
-    write_clipping,
-    write_epochs,
-    write_once,
-    write_steps,
-    write_targets,
-)
+from gradcheck.remedies.loop import write_clipping, write_epochs, write_once, write_steps, write_targets
 from gradcheck.remedies.loss import stability, write_loss
 from gradcheck.remedies.normalization import layers
 from gradcheck.remedies.optimizer import schedule, write_settings

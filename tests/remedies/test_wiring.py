@@ -108,7 +108,7 @@ def test_a_parameter_in_two_groups_stays_in_the_first() -> None:
     optimizer.param_groups[1]["params"].append(model[0].weight)
     optimizer.add_param_group({"params": model[4].parameters()})
     one = patient(model, optimizer=optimizer)
-    parameters.add_to_optimizer(one, ADD.fix(""))
+    ADD.apply(one, ADD.fix(""))
     assert [len(g["params"]) for g in one.optimizer.param_groups] == [2, 2, 2]
 
 
@@ -227,4 +227,4 @@ def test_samples_no_longer_mix() -> None:
 
 def test_a_layer_without_that_choice_is_refused() -> None:
     with pytest.raises(Inapplicable, match="no layer of torch with batch_first"):
-        parameters.batch_first(patient(plain(2)), FIRST.fix("", finding("GRAPH007", "0"), layers=("0",)))
+        FIRST.apply(patient(plain(2)), FIRST.fix("", finding("GRAPH007", "0"), layers=("0",)))

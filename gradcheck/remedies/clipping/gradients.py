@@ -5,7 +5,7 @@ import math
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.statistics import percentile
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.definition import Strength, clipping
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.loop import parameters, stepped, steps
@@ -14,7 +14,7 @@ from gradcheck.remedies.editing.nodes import called, set_argument, set_value, st
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
 from gradcheck.remedies.modules.surgery import path_now
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Clipping
@@ -39,84 +39,59 @@ def norm_threshold(m: Measurement) -> float:
     return float(f"{usual:.2g}") if usual > 0 else USUAL_NORM
 
 
-def propose_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
-    settings: dict[str, Setting] = {"max_norm": norm_threshold(m)}
-    return [BY_NORM.fix(_norm_words(settings), finding, settings=settings)]
+@clipping(
+    "clip-gradient-norm",
+    "gradient clipping by norm",
+    "Pascanu et al. 2013, On the difficulty of training recurrent neural networks; Seetharaman et al. 2020, AutoClip",
+    strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
+    wording="clip the gradient's norm at {max_norm:.3g}, between backward and step",
+)
+def clip_gradient_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return [clip_gradient_norm.with_settings(finding, max_norm=norm_threshold(m))]
 
 
-def _norm_words(s: Settings) -> str:
-    return f"clip the gradient's norm at {float(s['max_norm']):.3g}, between backward and step"
-
-
+@clip_gradient_norm.applies
 def clip_norm(treated: TreatedWorkload, p: Fix) -> None:
     treated.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
 
 
-def propose_value(finding: Finding | None, m: Measurement) -> list[Fix]:
+@clipping(
+    "clip-gradient-value",
+    "gradient clipping by value",
+    "Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
+    strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
+    wording="clip each entry of the gradient at {clip_value:.3g}",
+)
+def clip_gradient_value(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The 90th percentile of the largest entries: those of single parameters at single steps."""
     largest = [s.gradient_max for p in m.parameters for s in p.steps if s.gradient_max and math.isfinite(s.gradient_max)]
-    settings: dict[str, Setting] = {"clip_value": float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM}
-    return [BY_VALUE.fix(_value_words(settings), finding, settings=settings)]
+    return [clip_gradient_value.with_settings(finding, clip_value=float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM)]
 
 
-def _value_words(s: Settings) -> str:
-    return f"clip each entry of the gradient at {float(s['clip_value']):.3g}"
-
-
+@clip_gradient_value.applies
 def clip_value(treated: TreatedWorkload, p: Fix) -> None:
     treated.workload.clip = Clipping("value", float(p.settings["clip_value"]))
 
 
-def propose_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
+@clipping(
+    "adaptive-gradient-clipping",
+    "adaptive gradient clipping",
+    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
+    strengths=(Strength("clipping", USUAL_SHARE, 1e-3, 0.3),),
+    wording="clip each unit's gradient at {clipping:.3g} of the norm of its weights, the output layer left out",
+)
+def adaptive_gradient_clipping(finding: Finding | None, m: Measurement) -> list[Fix]:
     heads = [name for layer in m.layers if layer.head for name in layer.parameters]
-    settings: dict[str, Setting] = {"clipping": USUAL_SHARE, "exempt": ",".join(heads)}
-    return [ADAPTIVE.fix(_adaptive_words(settings), finding, settings=settings)]
+    return [adaptive_gradient_clipping.with_settings(finding, clipping=USUAL_SHARE, exempt=",".join(heads))]
 
 
-def _adaptive_words(s: Settings) -> str:
-    return f"clip each unit's gradient at {float(s['clipping']):.3g} of the norm of its weights, the output layer left out"
-
-
+@adaptive_gradient_clipping.applies
 def clip_adaptively(treated: TreatedWorkload, p: Fix) -> None:
     exempt = tuple(path_now(treated, name) for name in str(p.settings.get("exempt", "")).split(",") if name)
     treated.workload.clip = Clipping("adaptive", float(p.settings["clipping"]), exempt=exempt)
 
 
-BY_NORM = RemedyDefinition(
-    "clip-gradient-norm",
-    "gradient clipping by norm",
-    "clipping",
-    "safe",
-    "Pascanu et al. 2013, On the difficulty of training recurrent neural networks; Seetharaman et al. 2020, AutoClip",
-    propose_norm,
-    clip_norm,
-    strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
-    wording=_norm_words,
-)
-BY_VALUE = RemedyDefinition(
-    "clip-gradient-value",
-    "gradient clipping by value",
-    "clipping",
-    "safe",
-    "Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
-    propose_value,
-    clip_value,
-    strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
-    wording=_value_words,
-)
-ADAPTIVE = RemedyDefinition(
-    "adaptive-gradient-clipping",
-    "adaptive gradient clipping",
-    "clipping",
-    "safe",
-    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
-    propose_adaptive,
-    clip_adaptively,
-    strengths=(Strength("clipping", USUAL_SHARE, 1e-3, 0.3),),
-    wording=_adaptive_words,
-)
-
-REMEDIES = (BY_NORM, BY_VALUE, ADAPTIVE)
+REMEDIES = (clip_gradient_norm, clip_gradient_value, adaptive_gradient_clipping)
 
 
 # The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/optimizers.py.

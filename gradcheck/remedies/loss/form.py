@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import of_loss
 from gradcheck.remedies.modules.user_code import edit_code, map_output
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -17,7 +17,8 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload, replaced, 
 from gradcheck.workload.workload import Batch, TrainingStep
 
 
-def propose_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("match-shapes", "output and target of one shape", "PyTorch documentation, Broadcasting semantics")
+def match_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Of two shapes that differ by an axis of length 1, the longer one loses it."""
     pairs = [(c.input_shape, c.target_shape, c.site) for c in m.losses if c.broadcast is not None]
     heads = [x.output_shape for x in m.layers if x.head]
@@ -34,11 +35,12 @@ def propose_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
         dim = -1 if dim == len(long) - 1 else dim
         settings: dict[str, Setting] = {"operand": operand, "operation": "squeeze", "dim": dim}
         text = f"give both the same shape: {operand}.squeeze({dim}), {list(long)} to {list(short)}"
-        return [SHAPES.fix(text, finding, settings=settings)]
+        return [match_shapes.fix(text, finding, settings=settings)]
     return []
 
 
-def match_shapes(treated: TreatedWorkload, p: Fix) -> None:
+@match_shapes.applies
+def apply_match_shapes(treated: TreatedWorkload, p: Fix) -> None:
     operand, dim = p.settings["operand"], int(p.settings["dim"])
     if operand == "output":
         map_output(treated, functools.partial(_squeezed, dim))
@@ -57,22 +59,24 @@ def _squeezed_batch(index: int, dim: int, batch: Batch) -> Batch:
     return replaced(batch, {index: tensor_at(batch, index).squeeze(dim)})
 
 
-def propose_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("flip-sign", "descent in place of ascent", "PyTorch documentation, torch.optim.SGD: maximize", applicability="safe")
+def flip_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.maximize:
-        return [SIGN.fix("drop maximize=True", finding, settings={"maximize": False})]
+        return [flip_sign.fix("drop maximize=True", finding, settings={"maximize": False})]
     negated = [c for c in m.losses if (c.weight_in_total or 0.0) < 0]
     if negated:
         call = next((c for c in negated if finding is not None and c.site == finding.location), negated[0])
         whole = len(m.losses) == 1
         settings: dict[str, Setting] = {"function": call.function, "whole": whole}
         text = f"drop the minus in front of {call.function}" if whole else f"add {call.function} to the total instead of subtracting it"
-        return [SIGN.fix(text, finding, settings=settings, applicability="unsafe")]
+        return [flip_sign.fix(text, finding, settings=settings, applicability="unsafe")]
     if m.optimizer.lr < 0:
-        return [SIGN.fix("make the rate positive", finding, settings={"lr": -m.optimizer.lr})]
+        return [flip_sign.fix("make the rate positive", finding, settings={"lr": -m.optimizer.lr})]
     return []
 
 
-def flip_sign(treated: TreatedWorkload, p: Fix) -> None:
+@flip_sign.applies
+def apply_flip_sign(treated: TreatedWorkload, p: Fix) -> None:
     groups = treated.optimizer.param_groups
     if "maximize" in p.settings:
         for group in groups:
@@ -96,23 +100,4 @@ def _negated_step(step: TrainingStep, model: nn.Module, batch: Batch) -> torch.T
     return -step(model, batch)
 
 
-SHAPES = RemedyDefinition(
-    "match-shapes",
-    "output and target of one shape",
-    "loss",
-    "unsafe",
-    "PyTorch documentation, Broadcasting semantics",
-    propose_shapes,
-    match_shapes,
-)
-SIGN = RemedyDefinition(
-    "flip-sign",
-    "descent in place of ascent",
-    "loss",
-    "safe",
-    "PyTorch documentation, torch.optim.SGD: maximize",
-    propose_sign,
-    flip_sign,
-)
-
-REMEDIES = (SHAPES, SIGN)
+REMEDIES = (match_shapes, flip_sign)

@@ -4,16 +4,17 @@ import ast
 import functools
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.definition import Strength, regularizing
 from gradcheck.remedies.modules.user_code import edit_code, user_function
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.step import classes_are_last, first_tensor
@@ -22,19 +23,22 @@ from gradcheck.workload.treated import TreatedWorkload
 SMOOTHING = 0.1
 
 
-def propose_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing(
+    "label-smoothing",
+    "label smoothing",
+    "Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision",
+    strengths=(Strength("smoothing", SMOOTHING, 0.01, 0.4),),
+    wording="smooth the labels: cross_entropy with label_smoothing={smoothing:.3g}",
+)
+def label_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
     call = next((c for c in m.losses if c.function == "cross_entropy" and c.target_kind == "classes" and not c.label_smoothing), None)
     if call is None:
         return []
-    settings: dict[str, Setting] = {"smoothing": SMOOTHING}
-    fix = SMOOTH.fix(_smooth_words(settings), finding, settings=settings)
-    return [Fix(**{**vars(fix), "location": fix.location or call.site})]
+    fix = label_smoothing.with_settings(finding, smoothing=SMOOTHING)
+    return [replace(fix, location=fix.location or call.site)]
 
 
-def _smooth_words(s: Settings) -> str:
-    return f"smooth the labels: cross_entropy with label_smoothing={float(s['smoothing']):.3g}"
-
-
+@label_smoothing.applies
 def smooth_labels(treated: TreatedWorkload, p: Fix) -> None:
     set_smoothing(treated, float(p.settings["smoothing"]), p.location)
 
@@ -78,16 +82,4 @@ def _with_smoothing(smoothing: float, node: ast.expr, _: types.FunctionType) -> 
     return ast.Call(node.func, node.args, [*keywords, ast.keyword("label_smoothing", ast.Constant(smoothing))])
 
 
-SMOOTH = RemedyDefinition(
-    "label-smoothing",
-    "label smoothing",
-    "regularization",
-    "safe",
-    "Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision",
-    propose_smoothing,
-    smooth_labels,
-    strengths=(Strength("smoothing", SMOOTHING, 0.01, 0.4),),
-    wording=_smooth_words,
-)
-
-REMEDIES = (SMOOTH,)
+REMEDIES = (label_smoothing,)

@@ -5,7 +5,7 @@ import functools
 import types
 from collections.abc import Callable
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import of_loss
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
@@ -129,51 +129,41 @@ GUARDS: dict[str, Callable[[ast.expr], ast.expr]] = {
 }
 
 
-def propose_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss(
+    "stable-loss",
+    "loss in a stable form",
+    "Blanchard et al. 2021, Accurately computing the log-sum-exp and softmax functions",
+    applicability="safe",
+)
+def stable_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     call = next((o for o in m.loss_operations if o.site == finding.location), None)
     remedy = next((r.text for r in finding.remedies if r.name == "stable-loss"), "write it in a form that cannot leave the range")
     settings: dict[str, Setting] = {"operation": call.operation, "of": call.of} if call is not None else {}
-    return [STABLE.fix(remedy, finding, layers=finding.layers, settings=settings)]
+    return [stable_loss.fix(remedy, finding, layers=finding.layers, settings=settings)]
 
 
+@stable_loss.applies
 def stabilise(treated: TreatedWorkload, p: Fix) -> None:
     edit_code(treated, p.location, functools.partial(stable_form, str(p.settings.get("of", "other"))))
 
 
-def propose_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("guard-domain", "argument kept inside the domain", "Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 1")
+def guard_domain(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     remedy = next((r for r in finding.remedies if r.name == "guard-domain"), None)
     text = remedy.text if remedy is not None else "keep the argument inside the function's domain"
-    return [GUARD.fix(text, finding, layers=finding.layers)]
+    return [guard_domain.fix(text, finding, layers=finding.layers)]
 
 
+@guard_domain.applies
 def guard(treated: TreatedWorkload, p: Fix) -> None:
     edit_code(treated, p.location, guarded)
 
 
-STABLE = RemedyDefinition(
-    "stable-loss",
-    "loss in a stable form",
-    "loss",
-    "safe",
-    "Blanchard et al. 2021, Accurately computing the log-sum-exp and softmax functions",
-    propose_stable,
-    stabilise,
-)
-GUARD = RemedyDefinition(
-    "guard-domain",
-    "argument kept inside the domain",
-    "loss",
-    "unsafe",
-    "Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 1",
-    propose_guard,
-    guard,
-)
-
-REMEDIES = (STABLE, GUARD)
+REMEDIES = (stable_loss, guard_domain)
 
 
 SMALL_WRITTEN, SHIFT_WRITTEN, LARGEST_WRITTEN = "1e-8", "1e-6", "20.0"

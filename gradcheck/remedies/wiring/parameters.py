@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.layer_selection import several
 from gradcheck.remedies.modules.rewriting import operand, rewrite, rewrite_method
 from gradcheck.remedies.modules.surgery import join, module_at, remove_parameters, rewired
@@ -26,6 +26,22 @@ SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.T
 # -------------------------------------------------------------------------- register-modules
 
 
+@wiring(
+    "register-modules",
+    "hidden modules registered",
+    "PyTorch documentation, torch.nn.ModuleList",
+    applicability="unsafe",
+    checkpoint="keys are added: checkpoints of before lack these weights, which were never trained",
+)
+def register_modules(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not m.hidden:
+        return []
+    holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
+    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
+    return [register_modules.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
+
+
+@register_modules.applies
 def register(treated: TreatedWorkload, fix: Fix) -> None:
     """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
     before = len(list(treated.model.parameters()))
@@ -67,18 +83,29 @@ def registered(value: Any) -> nn.Module | nn.Parameter | None:
     return None
 
 
-def propose_register(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or not m.hidden:
-        return []
-    holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
-    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
-    return [REGISTER.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
-
-
 # -------------------------------------------------------------------------- add-to-optimizer
 
 
-def add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
+@wiring(
+    "add-to-optimizer",
+    "all parameters in the optimizer",
+    "PyTorch documentation, torch.optim, Constructing it",
+    checkpoint="model checkpoints still load; saved optimizer states do not",
+)
+def add_to_optimizer(finding: Finding | None, m: Measurement) -> list[Fix]:
+    missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
+    if finding is None or not m.optimizer.given:
+        return []
+    text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
+    if m.optimizer.stale:
+        text = "build the optimizer after the last change of the model"
+    if not any(p.groups for p in m.parameters):
+        text = "give the optimizer the parameters of the model: it holds none of them"
+    return [add_to_optimizer.fix(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
+
+
+@add_to_optimizer.applies
+def apply_add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
     """Every trainable parameter in one group; tensors that the model does not have leave."""
     listed = {id(p) for p in treated.model.parameters()}
     held = [p for group in treated.optimizer.param_groups for p in group["params"]]
@@ -92,21 +119,27 @@ def add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
     join(treated, treated.model.parameters())
 
 
-def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
-    missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
-    if finding is None or not m.optimizer.given:
-        return []
-    text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
-    if m.optimizer.stale:
-        text = "build the optimizer after the last change of the model"
-    if not any(p.groups for p in m.parameters):
-        text = "give the optimizer the parameters of the model: it holds none of them"
-    return [ADD.fix(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
-
-
 # ----------------------------------------------------------------------------- remove-detach
 
 
+@wiring(
+    "remove-detach",
+    "the gradient let through",
+    "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
+    applicability="unsafe",
+)
+def remove_detach(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or finding.code != "GRAPH001":
+        return []
+    cut = _cut_of(finding, m)
+    if cut is None:
+        return []
+    text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
+    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
+    return [remove_detach.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
+
+
+@remove_detach.applies
 def remove_cut(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes away detach(), .data or no_grad() at its place in a module's code."""
     if fix.settings["operation"] == "no_grad":
@@ -166,17 +199,6 @@ class _Opener(ast.NodeTransformer):
         return node if kept else node.body
 
 
-def propose_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or finding.code != "GRAPH001":
-        return []
-    cut = _cut_of(finding, m)
-    if cut is None:
-        return []
-    text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
-    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
-    return [UNCUT.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
-
-
 def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
     return next((c for c in m.cuts if c.operation in CUTS and not c.in_package and c.site == finding.location), None)
 
@@ -184,7 +206,22 @@ def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
 # --------------------------------------------------------------------------------- batch-first
 
 
-def batch_first(treated: TreatedWorkload, fix: Fix) -> None:
+@wiring(
+    "batch-first",
+    "samples on the first axis",
+    "PyTorch documentation, torch.nn.LSTM: batch_first",
+    applicability="unsafe",
+    checkpoint="keys stay the same, but weights trained across samples mean something else",
+)
+def batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not finding.layers or finding.layers == ("",):
+        return []
+    text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
+    return [batch_first.fix(text, finding, layers=finding.layers)]
+
+
+@batch_first.applies
+def apply_batch_first(treated: TreatedWorkload, fix: Fix) -> None:
     """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
     with rewired(treated):
         for name in fix.layers:
@@ -195,52 +232,4 @@ def batch_first(treated: TreatedWorkload, fix: Fix) -> None:
                 vars(layer)["batch_first"] = True
 
 
-def propose_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or not finding.layers or finding.layers == ("",):
-        return []
-    text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
-    return [BATCH_FIRST.fix(text, finding, layers=finding.layers)]
-
-
-REGISTER = RemedyDefinition(
-    "register-modules",
-    "hidden modules registered",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, torch.nn.ModuleList",
-    propose_register,
-    register,
-    "keys are added: checkpoints of before lack these weights, which were never trained",
-)
-ADD = RemedyDefinition(
-    "add-to-optimizer",
-    "all parameters in the optimizer",
-    "wiring",
-    "safe",
-    "PyTorch documentation, torch.optim, Constructing it",
-    propose_add,
-    add_to_optimizer,
-    "model checkpoints still load; saved optimizer states do not",
-)
-UNCUT = RemedyDefinition(
-    "remove-detach",
-    "the gradient let through",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
-    propose_uncut,
-    remove_cut,
-)
-
-
-BATCH_FIRST = RemedyDefinition(
-    "batch-first",
-    "samples on the first axis",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, torch.nn.LSTM: batch_first",
-    propose_batch_first,
-    batch_first,
-    "keys stay the same, but weights trained across samples mean something else",
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)
+REMEDIES = (register_modules, add_to_optimizer, remove_detach, batch_first)

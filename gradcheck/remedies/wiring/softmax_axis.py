@@ -5,7 +5,7 @@ import types
 
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import RemedyDefinition, wiring
 from gradcheck.remedies.modules.rewriting import expression, operand, rewrite
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.types.finding import Finding
@@ -61,19 +61,12 @@ def _meant(s: Softmax, finding: Finding, m: Measurement) -> bool:
 
 
 def _other_axis(name: str, title: str) -> RemedyDefinition:
-    return RemedyDefinition(
-        name,
-        title,
-        "wiring",
-        "unsafe",
-        "PyTorch documentation, torch.nn.functional.softmax",
-        lambda finding, m: propose_dimension(_BY_NAME[name], finding, m),
-        fix_dimension,
-    )
+    @wiring(name, title, "PyTorch documentation, torch.nn.functional.softmax", applicability="unsafe")
+    def other(finding: Finding | None, m: Measurement) -> list[Fix]:
+        return propose_dimension(other, finding, m)
+
+    other.applies(fix_dimension)
+    return other
 
 
-_BY_NAME = {
-    t.name: t
-    for t in (_other_axis("fix-softmax-dimension", "softmax over the classes"), _other_axis("other-axis", "softmax over features"))
-}
-REMEDIES: tuple[RemedyDefinition, ...] = tuple(_BY_NAME.values())
+REMEDIES = (_other_axis("fix-softmax-dimension", "softmax over the classes"), _other_axis("other-axis", "softmax over features"))

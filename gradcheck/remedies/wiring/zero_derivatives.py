@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
@@ -34,16 +34,22 @@ def _at_finding(finding: Finding | None, m: Measurement) -> list[ZeroDerivative]
 # --------------------------------------------------------------------------- straight-through
 
 
-def propose_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring(
+    "straight-through",
+    "a derivative for a step function",
+    "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons; Hubara et al. 2016, Binarized Neural Networks",
+)
+def straight_through(finding: Finding | None, m: Measurement) -> list[Fix]:
     steps = [z for z in _at_finding(finding, m) if not z.factor]
     if not steps:
         return []
     operation = steps[0].operation
     settings: dict[str, Setting] = {"operation": operation}
     text = f"torch.{operation} keeps its values and gets the derivative of {'clamp(-1, 1)' if operation == 'sign' else 'the identity'}"
-    return [STRAIGHT.fix(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
+    return [straight_through.fix(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
 
 
+@straight_through.applies
 def pass_through(treated: TreatedWorkload, p: Fix) -> None:
     sign = p.settings["operation"] == "sign"
     rewrite(treated, p.location, lambda node, function: straight(node, function, sign=sign))
@@ -83,16 +89,24 @@ class _With(ast.NodeTransformer):
 # ---------------------------------------------------------------------------- trainable-scale
 
 
-def propose_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring(
+    "trainable-scale",
+    "a scale that is trained",
+    "Bachlechner et al. 2021, ReZero is All You Need",
+    applicability="unsafe",
+    checkpoint="keys of buffers stay, those of plain tensors are added; saved optimizer states do not load",
+)
+def trainable_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
     factors = tuple(dict.fromkeys(z.factor for z in _at_finding(finding, m) if z.factor))
     if not factors:
         return []
     text = f"train {several(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
     settings: dict[str, Setting] = {"factors": listed(factors)}
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in factors))
-    return [TRAINABLE.fix(text, finding, layers=owners, settings=settings)]
+    return [trainable_scale.fix(text, finding, layers=owners, settings=settings)]
 
 
+@trainable_scale.applies
 def train_scales(treated: TreatedWorkload, p: Fix) -> None:
     """Buffers, plain tensors and frozen parameters become trainable ones, with the values that they have."""
     with rewired(treated):
@@ -114,27 +128,7 @@ def _train(treated: TreatedWorkload, name: str) -> None:
         raise Inapplicable(f"{name} is not a tensor of floating-point numbers")
 
 
-STRAIGHT = RemedyDefinition(
-    "straight-through",
-    "a derivative for a step function",
-    "wiring",
-    "safe",
-    "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons; Hubara et al. 2016, Binarized Neural Networks",
-    propose_straight,
-    pass_through,
-)
-TRAINABLE = RemedyDefinition(
-    "trainable-scale",
-    "a scale that is trained",
-    "wiring",
-    "unsafe",
-    "Bachlechner et al. 2021, ReZero is All You Need",
-    propose_trainable,
-    train_scales,
-    "keys of buffers stay, those of plain tensors are added; saved optimizer states do not load",
-)
-
-REMEDIES = (STRAIGHT, TRAINABLE)
+REMEDIES = (straight_through, trainable_scale)
 
 
 # ------------------------------------------------------------------------------ write_straight-through
