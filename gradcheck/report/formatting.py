@@ -46,7 +46,8 @@ def measured(evidence: Evidence) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 or noun == "info" else f"{count} {noun}s"
+    several = noun if noun == "info" else f"{noun.removesuffix('y')}ies" if noun.endswith("remedy") else f"{noun}s"
+    return f"{count} {noun if count == 1 else several}"
 
 
 def scaled(value: float | None) -> str:
