@@ -5,12 +5,13 @@ import math
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.statistics import percentile
+from gradcheck.loading.optimizers import BY_NORM, BY_VALUE
 from gradcheck.remedies.definition import Strength, clipping
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.loop import parameters, stepped, steps
+from gradcheck.remedies.editing.loop import CLIPPING, parameters, stepped, steps
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import called, set_argument, set_value, statement_of
+from gradcheck.remedies.editing.nodes import called, calls_in, every, set_argument, set_value, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
 from gradcheck.remedies.modules.surgery import path_now
 from gradcheck.types.finding import Finding
@@ -94,11 +95,6 @@ def clip_adaptively(treated: TreatedWorkload, p: Fix) -> None:
 REMEDIES = (clip_gradient_norm, clip_gradient_value, adaptive_gradient_clipping)
 
 
-# The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/optimizers.py.
-NORM_NAMES = ("clip_grad_norm", "max_grad_norm", "grad_clip", "gradient_clip_val", "clip_norm", "grad_clip_norm", "grad_norm_clip")
-VALUE_NAMES = ("clip_grad_value", "clip_value", "grad_clip_value", "max_grad_value")
-
-
 def by_norm(p: Fix, context: Context) -> None:
     _clip(context, "clip_grad_norm_", "max_norm", number(p, "max_norm"), "max_grad_norm")
 
@@ -111,16 +107,14 @@ def _clip(context: Context, function: str, parameter: str, threshold: float, nam
     text = literal(threshold)
     if _existing_call(context, function, parameter, text) or (context.measurement.loop is None and _existing_number(context, name, text)):
         return
-    loops = list(steps(context))
     if context.measurement.loop is None:
         _new_number(context, name, text)
         text = name
-        loops = list(steps(context))
-    elif not loops:
+    loops = list(steps(context))
+    if not loops and context.measurement.loop is not None:
         raise Unwritable("there is no training loop in your files")
-    for index in range(len(loops)):
-        draft, step = list(steps(context))[index]
-        _before_step(context, draft, step, function, text)
+    for draft, step in loops:
+        _before_step(draft, step, function, text)
 
 
 def _existing_call(context: Context, function: str, parameter: str, text: str) -> bool:
@@ -132,14 +126,12 @@ def _existing_call(context: Context, function: str, parameter: str, text: str) -
         draft, node = context.at(clip.site)
     except Unwritable:  # an assignment, not a call
         return False
-    if not isinstance(node, ast.Call) or called(node) not in ("clip_grad_norm_", "clip_grad_value_"):
+    if not isinstance(node, ast.Call) or called(node) not in CLIPPING:
         return False
     if called(node) != function:
         if len(node.args) != 2:
             raise Unwritable(f"{draft.path}:{node.lineno}: the call is not of the usual form")
         set_value(draft, node.args[1], text)
-        draft, node = context.at(clip.site)
-        assert isinstance(node, ast.Call)
         draft.replace(node.func, draft.source(node.func).removesuffix(called(node)) + function)
         return True
     given = next((k.value for k in node.keywords if k.arg == parameter), node.args[1] if len(node.args) > 1 else None)
@@ -155,10 +147,10 @@ def _existing_number(context: Context, name: str, text: str) -> bool:
     for draft in context.all_drafts():
         for node in draft.tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-            if not isinstance(target, ast.Name) or target.id.lower() not in (*NORM_NAMES, *VALUE_NAMES):
+            if not isinstance(target, ast.Name) or target.id.lower() not in (*BY_NORM, *BY_VALUE):
                 continue
             assert isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
-            same = target.id.lower() in (NORM_NAMES if name == "max_grad_norm" else VALUE_NAMES)
+            same = target.id.lower() in (BY_NORM if name == "max_grad_norm" else BY_VALUE)
             draft.replace(node.value, text)
             if not same:
                 _rename(draft, target.id, name.upper() if target.id.isupper() else name)
@@ -168,14 +160,13 @@ def _existing_number(context: Context, name: str, text: str) -> bool:
 
 def _rename(draft: Draft, old: str, new: str) -> None:
     """The number's name, wherever it is read, and in the comment right above it."""
-    while (found := next((n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == old), None)) is not None:
-        draft.replace(found, new)
-    node = next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == new)
-    end = line_start(draft.text, draft.span(node)[0])
+    named = [n for n in every(draft.tree, ast.Name) if n.id == old]
+    draft.edit([Edit(*draft.span(n), new) for n in named])
+    end = line_start(draft.text, draft.span(named[0])[0])
     start = line_start(draft.text, max(0, end - 1))
     comment = draft.text[start:end]
     if comment.lstrip().startswith("#"):
-        kinds = ("clip_grad_value_", "clip_grad_norm_") if new.lower() in NORM_NAMES else ("clip_grad_norm_", "clip_grad_value_")
+        kinds = CLIPPING[::-1] if new.lower() in BY_NORM else CLIPPING
         draft.edit([Edit(start, end, comment.replace(*kinds).replace(old, new))])
 
 
@@ -191,24 +182,15 @@ def _new_number(context: Context, name: str, text: str) -> None:
     insert_before(draft, top, f"{comment}\n\n" if definition else f"{comment}")
 
 
-def _before_step(context: Context, draft: Draft, step: ast.Call, function: str, text: str) -> None:
+def _before_step(draft: Draft, step: ast.Call, function: str, text: str) -> None:
     optimizer, scaler = stepped(step)
     block = block_of(draft, statement_of(draft, step))
-    if any(called(n) in ("clip_grad_norm_", "clip_grad_value_") for one in block for n in ast.walk(one)):
+    if any(calls_in(one, *CLIPPING) for one in block):
         raise Unwritable(f"{draft.path}:{step.lineno}: the loop clips already")
-    clip = f"{spelled(draft, 'torch.nn.utils.' + function)}({parameters(draft, step, optimizer)}, {text})"
-    lines = [clip]
-    unscaled = any(called(n) == "unscale_" for one in block for n in ast.walk(one))
-    if scaler is not None and not unscaled and scaler != optimizer:
+    lines = [f"{spelled(draft, 'torch.nn.utils.' + function)}({parameters(draft, step, optimizer)}, {text})"]
+    if scaler is not None and scaler != optimizer and not any(calls_in(one, "unscale_") for one in block):
         lines.insert(0, f"{scaler}.unscale_({optimizer})")
-    again = next((d, s) for d, s in steps(context) if d is draft and stepped(s)[0] == optimizer and not _clipped(d, s))
-    insert_before(again[0], again[1], "\n".join(lines))
-
-
-def _clipped(draft: Draft, step: ast.Call) -> bool:
-    return any(
-        called(n) in ("clip_grad_norm_", "clip_grad_value_") for one in block_of(draft, statement_of(draft, step)) for n in ast.walk(one)
-    )
+    insert_before(draft, step, "\n".join(lines))
 
 
 WRITERS: dict[str, Writer] = {"clip-gradient-norm": by_norm, "clip-gradient-value": by_value}
