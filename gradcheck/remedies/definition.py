@@ -61,7 +61,7 @@ class RemedyDefinition:
     def _words(self, settings: Settings) -> str:
         return self.wording.format_map(settings) if isinstance(self.wording, str) else self.wording(settings)
 
-    def with_settings(self, finding: Finding | None, layers: tuple[str, ...] = (), **settings: Setting) -> Fix:
+    def with_settings(self, finding: Finding | None, layers: tuple[str, ...] = (), /, **settings: Setting) -> Fix:
         """The fix with these settings and those that follow from them, in the treatment's own words."""
         derived = self.derive(settings)
         return self.fix(self._words(derived), finding, layers=layers, settings=derived)

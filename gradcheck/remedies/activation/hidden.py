@@ -14,8 +14,8 @@ from gradcheck.analysis.layer_groups import hidden_activations, in_order, usual_
 from gradcheck.remedies.definition import of_loss, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import call_at_or_above, called, dotted, in_place_of, remove_item
+from gradcheck.remedies.editing.names import original, spelled
+from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called, dotted, every, in_place_of, remove_item
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.initialization import weights
 from gradcheck.remedies.initialization.write_weights import draw, scheme_of
@@ -282,15 +282,14 @@ def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
         if new == "identity":
             _drop_module(draft, call)
         else:
-            text = module(draft, new, p)
-            draft.replace(draft.at(place), text)
+            draft.replace(node, module(draft, new, p))
         return
     operand = operand_of(draft, call)
     if operand is None:
         _passed_class(draft, place, new, p)
         return
     text = in_place_of(draft, operand, call) if new == "identity" else applied(draft, new, draft.source(operand), p)
-    draft.replace(call_at_or_above(draft, draft.at(place)), text)
+    draft.replace(call, text)
 
 
 def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
@@ -299,16 +298,9 @@ def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
         return None
     if isinstance(call.func, ast.Attribute):
         holder = dotted(call.func.value)
-        if holder.split(".")[0] not in ("torch", "F", "nn", "functional") and not _module_name(draft, holder):
+        if holder.split(".")[0] not in ("torch", "F", "nn", "functional") and not original(draft, holder).startswith("torch"):
             return call.func.value
-    first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "input"), None)
-    return first
-
-
-def _module_name(draft: Draft, name: str) -> bool:
-    from gradcheck.remedies.editing.names import original
-
-    return bool(name) and original(draft, name).startswith("torch")
+    return argument(call, "input", 0)
 
 
 def _drop_module(draft: Draft, call: ast.Call) -> None:
@@ -326,14 +318,8 @@ def _passed_class(draft: Draft, place: Location, new: str, p: Fix) -> None:
     """`act()` with `act=nn.Sigmoid` given once in the file: the class that is given changes."""
     old = word(p, "old")
     wanted = CLASSES.get(old, "")
-    given = [
-        n
-        for n in ast.walk(draft.tree)
-        if isinstance(n, (ast.Name, ast.Attribute))
-        and dotted(n).rpartition(".")[2] == wanted
-        and not isinstance(draft.parent(n), (ast.Attribute,))
-        and not (isinstance(draft.parent(n), ast.Call) and getattr(draft.parent(n), "func", None) is n)
-    ]
+    named = [n for kind in (ast.Name, ast.Attribute) for n in every(draft.tree, kind) if dotted(n).rpartition(".")[2] == wanted]
+    given = [n for n in named if not isinstance(a := draft.parent(n), ast.Attribute) and not (isinstance(a, ast.Call) and a.func is n)]
     if not wanted or len(given) != 1 or new not in CLASSES or "negative_slope" in p.settings:
         raise Unwritable(f"{place}: the activation is not written there")
     draft.replace(given[0], spelled(draft, f"torch.nn.{CLASSES[new]}"))

@@ -13,10 +13,11 @@ from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, usual_activation, weight
 from gradcheck.remedies.data.write_batches import sources
 from gradcheck.remedies.definition import initial
-from gradcheck.remedies.editing.context import Context, Writer
+from gradcheck.remedies.editing.context import Context, Writer, in_lines
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
+from gradcheck.remedies.editing.nodes import names_in
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.initialization.weights import WeightMatrix, fill, orthogonal, weights_of
 from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, several, weight_names
@@ -124,7 +125,6 @@ REMEDIES = (lsuv_init,)
 
 
 NAME = "scale_to_unit_variance"
-_WIDTH = 100  # of a line of names
 
 
 def rescale(p: Fix, context: Context) -> None:
@@ -134,7 +134,7 @@ def rescale(p: Fix, context: Context) -> None:
             raise Unwritable(f"{name} has no single weight that could be divided")
     inputs = _inputs(context, draft)
     _define(context, draft)
-    names = _listed([f'"{x}"' for x in p.layers])
+    names = in_lines([f'"{x}"' for x in p.layers], "()")
     apply_to_model(context, f"{NAME}(model, {inputs}, {names})", "Layer-sequential unit variance (LSUV, Mishkin and Matas 2016).")
 
 
@@ -154,22 +154,7 @@ def _inputs(context: Context, draft: Draft) -> str:
 
 
 def _globals(draft: Draft) -> set[str]:
-    names = (n for statement in draft.tree.body if isinstance(statement, ast.Assign) for t in statement.targets for n in ast.walk(t))
-    return {n.id for n in names if isinstance(n, ast.Name)}
-
-
-def _listed(names: list[str]) -> str:
-    """A tuple, over several lines where it is long."""
-    lines, line = [], ""
-    for name in names:
-        if line and len(line) + len(name) > _WIDTH:
-            lines.append(line)
-            line = ""
-        line += f"{name}, "
-    lines.append(line)
-    if len(lines) == 1:
-        return f"({line.strip()})" if len(names) == 1 else f"({line.strip().rstrip(',')})"
-    return "(\n" + "".join(f"    {x.rstrip()}\n" for x in lines) + ")"
+    return names_in(*(t for statement in draft.tree.body if isinstance(statement, ast.Assign) for t in statement.targets))
 
 
 def _define(context: Context, draft: Draft) -> None:

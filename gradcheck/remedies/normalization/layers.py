@@ -13,7 +13,7 @@ from gradcheck.remedies.definition import RemedyDefinition, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import Reader, spelled
-from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called, insert_after_item, remove_item, set_argument
+from gradcheck.remedies.editing.nodes import argument, called, every, insert_after_item, remove_item, set_argument
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
 from gradcheck.remedies.modules.rewriting import operand, rewrite
@@ -292,9 +292,8 @@ def _loses_bias(context: Context, name: str) -> bool:
     """No code of the user's touches the bias of the layer."""
     for draft in context.all_drafts():
         reader = Reader(context, draft)
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Attribute) and node.attr == "bias" and name in reader.layers(node.value):
-                return False
+        if any(node.attr == "bias" and name in reader.layers(node.value) for node in every(draft.tree, ast.Attribute)):
+            return False
     return True
 
 
@@ -306,9 +305,7 @@ def batch_free(p: Fix, context: Context) -> None:
         width = argument(call, "num_features", 0)
         if width is None or "BatchNorm" not in called(call):
             raise Unwritable(f"{place}: no batch normalization of torch is created there")
-        text = f"({groups}{draft.source(width)})"
-        name = spelled(draft, f"torch.nn.{kind}")
-        draft.replace(call_at_or_above(draft, draft.at(place)), name + text)
+        draft.replace(call, f"{spelled(draft, f'torch.nn.{kind}')}({groups}{draft.source(width)})")
 
 
 def write_without_bias(p: Fix, context: Context) -> None:
@@ -333,7 +330,7 @@ def write_moved_dropout(p: Fix, context: Context) -> None:
     items = list(parent.args) if isinstance(parent, ast.Call) else list(getattr(parent, "elts", []))
     text = draft.source(dropout)
     remove_item(draft, dropout, items)
-    insert_after_item(draft, draft.at(places[1]), text)
+    insert_after_item(draft, norm, text)
 
 
 def query_norm(p: Fix, context: Context) -> None:

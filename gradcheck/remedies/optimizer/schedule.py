@@ -11,13 +11,15 @@ from gradcheck.remedies.editing.nodes import (
     argument,
     bindings,
     called,
+    calls_in,
     closed,
+    every,
     function_of,
+    names_in,
     own,
     scope_of,
     set_argument,
     set_value,
-    statement_of,
 )
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.remedies.modules.hooks import RateSchedule, cosine, staircase, warming_up
@@ -86,15 +88,13 @@ def write_warm_up(p: Fix, context: Context) -> None:
 
 def _warmer(context: Context, start: str) -> bool:
     """A LinearLR of the source begins at another share of the rate."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "LinearLR" and isinstance(node, ast.Call):
-                given = argument(node, "start_factor", 1)
-                if given is not None:
-                    set_value(draft, given, start)
-                else:
-                    set_argument(draft, node, "start_factor", start)
-                return True
+    for draft, call in context.calls("LinearLR"):
+        given = argument(call, "start_factor", 1)
+        if given is not None:
+            set_value(draft, given, start)
+        else:
+            set_argument(draft, call, "start_factor", start)
+        return True
     return False
 
 
@@ -120,8 +120,8 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     Raises Unwritable where the loop does not say it, or the source has a schedule.
     """
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Call) and called(node).endswith(("LR", "WarmRestarts")):
+        for node in every(draft.tree, ast.Call):
+            if called(node).endswith(("LR", "WarmRestarts")):
                 raise Unwritable(f"{draft.path}:{node.lineno}: the source has a schedule of its own")
     found = next(iter(steps(context)), None)
     if found is None:
@@ -129,8 +129,8 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     draft, step = found
     around = loops(draft, step)
     outer = around[-1] if around else None
-    counted = next((n for n in ast.walk(outer.iter) if called(n) == "range"), None) if isinstance(outer, ast.For) else None
-    if not isinstance(counted, ast.Call) or len(counted.args) != 1:
+    counted = next(iter(calls_in(outer.iter, "range")), None) if isinstance(outer, ast.For) else None
+    if counted is None or len(counted.args) != 1:
         raise Unwritable(f"{draft.path}:{step.lineno}: the loop does not say how long the training is")
     if not _known(context, draft, counted.args[0]):
         raise Unwritable(f"{draft.path}:{step.lineno}: the length of the training is not known where the optimizer is made")
@@ -140,20 +140,18 @@ def _length(context: Context) -> tuple[str, Loop | None]:
 def _known(context: Context, draft: Draft, length: ast.expr) -> bool:
     """Every name in it has its value where the optimizer is made: given in the module, or in the same function, before."""
     home, call = created(context)
-    names = {n.id for n in ast.walk(length) if isinstance(n, ast.Name)}
     function = function_of(draft, call) if home is draft else None
     given = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)} if function is not None else set()
     for scope in (draft.tree, scope_of(draft, call)) if home is draft else ():
         given |= {name for node in own(scope) if getattr(node, "lineno", 0) < call.lineno for name, _ in bindings(node)}
-    return names <= given
+    return names_in(length) <= given
 
 
 def _scheduled(context: Context, kind: str, arguments: str, name: str, epochs: Loop | None) -> None:
     """A schedule after the optimizer's creation; stepped at the end of the loop over epochs, else after each step of the optimizer."""
     draft, call = created(context)
     schedule = spelled(draft, f"torch.optim.lr_scheduler.{kind}")
-    draft, call = created(context)
-    owner = named(statement_of(draft, call), call)
+    owner = named(draft, call)
     inside = next(iter(steps(context)), None)
     if owner is None or inside is None or inside[0] is not draft:
         with_name(context, f"{schedule}({{0}}, {arguments})  # stepped by the training loop")

@@ -6,8 +6,8 @@ from gradcheck.remedies.definition import of_loss
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
-from gradcheck.remedies.editing.nodes import assigned, dotted, set_argument
-from gradcheck.remedies.modules.rewriting import expression
+from gradcheck.remedies.editing.nodes import assigned, dotted, every, reads, set_argument
+from gradcheck.remedies.modules.rewriting import IN_TORCH, expression
 from gradcheck.remedies.modules.user_code import edit_all_code
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
@@ -36,7 +36,7 @@ def in_bfloat16(tree: ast.FunctionDef) -> ast.FunctionDef | None:
     """Every autocast of a function with dtype=torch.bfloat16, unless another type than float16 is written there."""
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and to_half(n)]
     for call in calls:
-        wanted = expression("__import__('torch').bfloat16")
+        wanted = expression(f"{IN_TORCH}bfloat16")
         if len(call.args) > 1:
             call.args[1] = wanted
         else:
@@ -71,12 +71,11 @@ HALF = ("torch.float16", "torch.half")
 
 def write_bfloat16(p: Fix, context: Context) -> None:
     """`dtype=torch.float16` of every autocast becomes `dtype=torch.bfloat16`; a type that has a name, where that is defined."""
-    done = False
-    for draft in context.all_drafts():
-        while (call := next((n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and _in_half(draft, n)), None)) is not None:
+    found = [draft for draft in context.all_drafts() if any(_in_half(draft, n) for n in every(draft.tree, ast.Call))]
+    for draft in found:
+        while (call := next((n for n in every(draft.tree, ast.Call) if _in_half(draft, n)), None)) is not None:
             _change(draft, call)
-            done = True
-    if not done:
+    if not found:
         raise Unwritable("no autocast to float16 is written in your files")
 
 
@@ -95,8 +94,7 @@ def _change(draft: Draft, call: ast.Call) -> None:
     if dtype is None:
         set_argument(draft, call, "dtype", new)
         return
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == dotted(dtype) and isinstance(n.ctx, ast.Load)]
-    draft.replace(_defined(draft, dtype) if len(reads) == 1 else dtype, new)
+    draft.replace(_defined(draft, dtype) if len(reads(draft, dotted(dtype))) == 1 else dtype, new)
 
 
 WRITERS: dict[str, Writer] = {"bfloat16": write_bfloat16}

@@ -137,12 +137,8 @@ def _replace(context: Context, place: Location, kind: str) -> None:
     if not (name.startswith("torch.nn.") and name.endswith(".RNN")):
         raise Unwritable(f"{place}: no nn.RNN of torch is created there by its name")
     _without_nonlinearity(draft, call, place)
-    if isinstance(call.func, ast.Attribute):
-        function = context.call_at(place)[1].func
-        draft.replace(function, draft.source(function).removesuffix("RNN") + kind)
-    else:
-        spelling = spelled(draft, f"torch.nn.{kind}")
-        draft.replace(context.call_at(place)[1].func, spelling)
+    by_name = isinstance(call.func, ast.Name)
+    draft.replace(call.func, spelled(draft, f"torch.nn.{kind}") if by_name else draft.source(call.func).removesuffix("RNN") + kind)
 
 
 def _without_nonlinearity(draft: Draft, call: ast.Call, place: Location) -> None:

@@ -13,10 +13,10 @@ from gradcheck.measure.checks.without_regularization import RATES
 from gradcheck.remedies.activation.hidden import placed, places, sites_of
 from gradcheck.remedies.definition import Settings, Strength, regularizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
-from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import argument, bindings, called, class_of, definition, is_literal, set_argument
-from gradcheck.remedies.editing.placing import New, put_behind
+from gradcheck.remedies.editing.nodes import argument, called, class_of, definition, is_literal, reads, set_argument, values
+from gradcheck.remedies.editing.placing import New, put_behind, wrap
 from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.loss import write_loss
 from gradcheck.remedies.modules.rewriting import rewrite, rewrite_method, torch_function
@@ -205,12 +205,9 @@ def _shared(draft: Draft, given: ast.expr) -> ast.expr | None:
     """The number behind a name that only dropouts read."""
     if not isinstance(given, ast.Name):
         return definition(draft, given)
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == given.id and isinstance(n.ctx, ast.Load)]
-    values = [v for n in ast.walk(draft.tree) for name, v in bindings(n) if name == given.id]
-    only = all("dropout" in called(draft.parent(n) or n).lower() for n in reads)
-    if only and len(values) == 1 and is_literal(values[0]):
-        return values[0]
-    return definition(draft, given)
+    found = values(draft, given.id)
+    only = all("dropout" in called(draft.parent(n) or n).lower() for n in reads(draft, given.id))
+    return found[0] if only and len(found) == 1 and is_literal(found[0]) else definition(draft, given)
 
 
 def write_new_dropout(p: Fix, context: Context) -> None:
@@ -225,10 +222,7 @@ def write_new_dropout(p: Fix, context: Context) -> None:
         draft, call = context.call_at(place)
         if class_of(draft, call) is None:
             raise Unwritable(f"{place}: it is not in a module of yours")
-        name = spelled(draft, "torch.nn.functional.dropout")
-        draft, call = context.call_at(place)
-        start, end = draft.span(call)
-        draft.edit([Edit(start, start, f"{name}("), Edit(end, end, f", {rate}, self.training)")])
+        wrap(draft, call, f"{spelled(draft, 'torch.nn.functional.dropout')}(", f", {rate}, self.training)")
     if modules:
         put_behind(context, modules, New(lambda draft, _: f"{spelled(draft, 'torch.nn.Dropout')}({rate})", "dropout"))
 

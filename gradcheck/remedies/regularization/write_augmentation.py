@@ -2,12 +2,13 @@
 
 import ast
 from collections.abc import Callable
+from functools import partial
 
-from gradcheck.remedies.data.write_batches import is_held_out
+from gradcheck.remedies.data.write_batches import training_loader
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import Function, argument, called, set_argument
+from gradcheck.remedies.editing.nodes import Function, argument, calls_in, set_argument
 from gradcheck.remedies.editing.statements import insert_before, insert_definition
 from gradcheck.types.fix import Fix
 
@@ -19,17 +20,15 @@ Code = Callable[[Fix, Context, Draft], str]  # statements about `inputs` and `ta
 
 def _writer(code: Code) -> Writer:
     def write(p: Fix, context: Context) -> None:
-        draft, loader = _loader(context)
+        draft, loader = training_loader(context)
         _check(context, draft, loader)
         text = code(p, context, draft)
-        draft, loader = _loader(context)  # an import may have been added
         function = next((n for n in draft.tree.body if isinstance(n, Function) and n.name == NAME), None)
         if function is not None:
             insert_before(draft, function.body[-1], text)
             return
         set_argument(draft, loader, "collate_fn", NAME)
-        made = _function(draft, text)
-        insert_definition(draft, _loader(context)[1], made)
+        insert_definition(draft, loader, _function(draft, text))
 
     return write
 
@@ -45,22 +44,13 @@ def {NAME}(samples: list[tuple[{tensor}, {tensor}]]) -> tuple[{tensor}, {tensor}
 '''
 
 
-def _loader(context: Context) -> tuple[Draft, ast.Call]:
-    """The first DataLoader that is not of held-out data."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "DataLoader" and isinstance(node, ast.Call) and not is_held_out(draft, node):
-                return draft, node
-    raise Unwritable("there is no DataLoader in your files")
-
-
 def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
     given = argument(loader, "collate_fn")
     if given is not None and draft.source(given) != NAME:
         raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a collate function of its own")
     if argument(loader, "batch_size", 1) is None and argument(loader, "batch_sampler") is None:
         raise Unwritable(f"{draft.path}:{loader.lineno}: the loader makes no batches")
-    datasets = [n for n in ast.walk(draft.tree) if called(n) == "TensorDataset" and isinstance(n, ast.Call)]
+    datasets = calls_in(draft.tree, "TensorDataset")
     if any(len(n.args) != 2 for n in datasets) or [x.name for x in context.measurement.data.inputs] != ["0"]:
         raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
 
@@ -70,15 +60,7 @@ def _flip(p: Fix, context: Context, draft: Draft) -> str:
     return f"flipped = {rand}(len({X})) < 0.5\n{X}[flipped] = {X}[flipped].flip(-1)"
 
 
-def _shift(p: Fix, context: Context, draft: Draft) -> str:
-    return _windows(p, context, draft, ', mode="replicate"')
-
-
-def _crop(p: Fix, context: Context, draft: Draft) -> str:
-    return _windows(p, context, draft, "")
-
-
-def _windows(p: Fix, context: Context, draft: Draft, mode: str) -> str:
+def _windows(mode: str, p: Fix, context: Context, draft: Draft) -> str:
     """A window of the image's size out of the padded image, anywhere."""
     sizes = context.measurement.data.inputs[0].shape[2:]
     if len(sizes) != 2:
@@ -119,8 +101,8 @@ def _tokens(p: Fix, context: Context, draft: Draft) -> str:
 
 WRITERS: dict[str, Writer] = {
     "random-flip": _writer(_flip),
-    "random-shift": _writer(_shift),
-    "random-crop": _writer(_crop),
+    "random-shift": _writer(partial(_windows, ', mode="replicate"')),
+    "random-crop": _writer(partial(_windows, "")),
     "input-noise": _writer(_noise),
     "mixup": _writer(_mixup),
     "token-dropout": _writer(_tokens),

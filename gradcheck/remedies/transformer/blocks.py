@@ -13,10 +13,10 @@ from gradcheck.remedies.definition import initial, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import argument, called, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import argument, called, every, names_in, set_argument
 from gradcheck.remedies.editing.statements import insert_before
 from gradcheck.remedies.layer_selection import is_tuned, several
-from gradcheck.remedies.modules.rewriting import bind, method_of
+from gradcheck.remedies.modules.rewriting import Substitute, bind, method_of
 from gradcheck.remedies.modules.surgery import follow, like, module_at, rewired
 from gradcheck.remedies.normalization.layers import features_of
 from gradcheck.types.checks import Attention
@@ -96,31 +96,12 @@ class _Turn(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        its = node.func
-        is_norm = isinstance(its, ast.Attribute) and isinstance(its.value, ast.Name) and its.attr in self.norms
-        if not is_norm or len(node.args) != 1 or not isinstance(node.args[0], ast.BinOp) or not isinstance(node.args[0].op, ast.Add):
+        one = _post_norm(node, self.norms)
+        if one is None:
             return node
-        total = node.args[0]
-        for bypass, branch in ((total.left, total.right), (total.right, total.left)):
-            if isinstance(bypass, ast.Name):
-                swapped = _Substitute(bypass.id, ast.Call(its, [copy.deepcopy(bypass)], []))
-                new = swapped.visit(copy.deepcopy(branch))
-                if swapped.hits:
-                    self.turned += 1
-                    made = ast.BinOp(bypass, ast.Add(), new)
-                    return ast.fix_missing_locations(ast.copy_location(made, node))
-        return node
-
-
-class _Substitute(ast.NodeTransformer):
-    def __init__(self, name: str, new: ast.expr) -> None:
-        self.name, self.new, self.hits = name, new, 0
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id != self.name:
-            return node
-        self.hits += 1
-        return ast.fix_missing_locations(ast.copy_location(copy.deepcopy(self.new), node))
+        self.turned += 1
+        normed = {use: ast.Call(node.func, [use], []) for use in one.uses}
+        return ast.copy_location(ast.BinOp(one.bypass, ast.Add(), Substitute(normed).visit(one.branch)), node)
 
 
 # ------------------------------------------------------------------------ queries and keys
@@ -264,9 +245,7 @@ def _write_torch_blocks(context: Context, blocks: Sequence[str]) -> None:
     for place in context.sites(sorted(stacks)):
         draft, call = context.call_at(place)
         if called(call) in ("TransformerEncoder", "TransformerDecoder") and argument(call, "norm", 2) is None:
-            text = f"{spelled(draft, 'torch.nn.LayerNorm')}({_width(context, blocks)})"
-            draft, call = context.call_at(place)
-            set_argument(draft, call, "norm", text)
+            set_argument(draft, call, "norm", f"{spelled(draft, 'torch.nn.LayerNorm')}({_width(context, blocks)})")
 
 
 def _width(context: Context, blocks: Sequence[str]) -> str:
@@ -283,7 +262,7 @@ def _write_own_blocks(context: Context, kind: str, norms: set[str]) -> None:
     found = _sums(draft, kind, norms)
     if not found:
         raise Unwritable(f"{draft.path}: the forward of {kind} has to be turned by hand: x + f(norm(x)) in place of norm(x + f(x))")
-    if any(len(one.uses) > 1 for one in found) and any(isinstance(n, ast.Name) and n.id == NAME for n in ast.walk(draft.tree)):
+    if any(len(one.uses) > 1 for one in found) and NAME in names_in(draft.tree):
         raise Unwritable(f"{draft.path}: the name {NAME} is taken")
     while found := _sums(draft, kind, norms):
         _turn(draft, found[0])
@@ -299,10 +278,9 @@ def _turn(draft: Draft, one: PostNorm) -> None:
         edits += [Edit(start, first, ""), Edit(last, end, "")]
     else:  # its brackets stay
         edits.append(Edit(*draft.span(one.call.func), ""))
-    line = statement_of(draft, one.call).lineno
     draft.edit(edits)
     if several:
-        insert_before(draft, next(n for n in ast.walk(draft.tree) if isinstance(n, ast.stmt) and n.lineno == line), f"{NAME} = {norm}")
+        insert_before(draft, one.call, f"{NAME} = {norm}")
 
 
 def _forward(draft: Draft, kind: str) -> ast.FunctionDef | None:
@@ -318,14 +296,16 @@ def _sums(draft: Draft, kind: str, norms: set[str]) -> list[PostNorm]:
 
 
 def _post_norm(node: ast.AST, norms: set[str]) -> PostNorm | None:
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in norms and len(node.args) == 1):
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or len(node.args) != 1:
+        return None
+    if node.func.attr not in norms or not isinstance(node.func.value, ast.Name):
         return None
     total = node.args[0]
     if not (isinstance(total, ast.BinOp) and isinstance(total.op, ast.Add)):
         return None
     for bypass, branch in ((total.left, total.right), (total.right, total.left)):
         if isinstance(bypass, ast.Name):
-            uses = [n for n in ast.walk(branch) if isinstance(n, ast.Name) and n.id == bypass.id]
+            uses = [n for n in every(branch, ast.Name) if n.id == bypass.id]
             if uses:
                 return PostNorm(node, bypass, branch, uses)
     return None

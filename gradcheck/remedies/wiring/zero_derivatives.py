@@ -3,7 +3,6 @@
 import ast
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +11,10 @@ from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
-from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, function_of, remove_argument, statement_of
+from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, every, function_of, names_in, remove_argument, statement_of
 from gradcheck.remedies.editing.statements import indent_of, line_start
 from gradcheck.remedies.layer_selection import listed, several
-from gradcheck.remedies.modules.rewriting import operand, rewrite
+from gradcheck.remedies.modules.rewriting import Substitute, operand, rewrite
 from gradcheck.remedies.modules.surgery import join, module_at, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -61,7 +60,7 @@ def straight(call: ast.expr, function: types.FunctionType, *, sign: bool) -> ast
     if z is None or not isinstance(call, ast.Call):
         return None
     read = ast.Name(_INPUT, ast.Load())
-    step = _With(z, read).visit(call)
+    step = Substitute({z: read}).visit(call)
     first: ast.expr = ast.NamedExpr(ast.Name(_INPUT, ast.Store()), z)
     if sign:
         first, smooth = _clamped(first), _clamped(read)
@@ -74,16 +73,6 @@ def straight(call: ast.expr, function: types.FunctionType, *, sign: bool) -> ast
 def _clamped(x: ast.expr) -> ast.expr:
     low = ast.UnaryOp(ast.USub(), ast.Constant(1))
     return ast.Call(ast.Attribute(x, "clamp", ast.Load()), [low, ast.Constant(1)], [])
-
-
-class _With(ast.NodeTransformer):
-    """Puts one expression in place of another, which is known by identity."""
-
-    def __init__(self, old: ast.expr, new: ast.expr) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> Any:
-        return self.new if node is self.old else self.generic_visit(node)
 
 
 # ---------------------------------------------------------------------------- trainable-scale
@@ -182,7 +171,7 @@ def _name(function: Function, statement: ast.stmt | None = None) -> str:
     """The name that the statement assigns anyway; else one that the function does not use."""
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
         return statement.targets[0].id
-    taken = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)} | {a.arg for a in ast.walk(function) if isinstance(a, ast.arg)}
+    taken = names_in(function) | {a.arg for a in every(function, ast.arg)}
     return next(n for n in ("z", *(f"z{i}" for i in range(1, 1000))) if n not in taken)
 
 
@@ -213,7 +202,7 @@ def _definition(context: Context, name: str) -> tuple[str, str]:
 
 def _given(draft: Draft, kind: str, local: str) -> Iterator[ast.Call | ast.Assign | ast.AnnAssign]:
     """The statements or calls of a class that set an attribute of self."""
-    classes = [n for n in ast.walk(draft.tree) if isinstance(n, ast.ClassDef) and n.name == kind]
+    classes = [n for n in every(draft.tree, ast.ClassDef) if n.name == kind]
     for node in (n for one in classes for n in ast.walk(one)):
         if isinstance(node, ast.Call) and called(node) in ("register_buffer", "register_parameter"):
             name = argument(node, "name", 0)
