@@ -15,7 +15,7 @@ from gradcheck.remedies.normalization import layers
 from gradcheck.remedies.optimizer import schedule, write_settings
 from gradcheck.remedies.precision import regions
 from gradcheck.remedies.recurrence import gates
-from gradcheck.remedies.regularization import dropout, write_augmentation, write_step_hooks
+from gradcheck.remedies.regularization import augmentation, dropout, penalties
 from gradcheck.remedies.residual import write_branches
 from gradcheck.remedies.transformer import blocks
 from gradcheck.remedies.wiring import write_parameters, zero_derivatives
@@ -45,9 +45,9 @@ MODULES = (
     write_settings,
     schedule,
     gradients,
-    write_step_hooks,
+    penalties,
     dropout,
-    write_augmentation,
+    augmentation,
 )
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
 

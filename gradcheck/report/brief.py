@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree, with_reason
+from gradcheck.analysis.wording import counted
+from gradcheck.report.formatting import clean, collapse, conditions, measured, summary, tree, with_reason
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import explained, place
 from gradcheck.types.finding import Finding

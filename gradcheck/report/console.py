@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradcheck.analysis.curves import told
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.report import outcomes, trial
 from gradcheck.report.formatting import (
     GUTTER,
@@ -17,7 +17,6 @@ from gradcheck.report.formatting import (
     clean,
     collapse,
     conditions,
-    counted,
     gradient_over_depth,
     guesses,
     looked,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
+from gradcheck.analysis.wording import counted
 from gradcheck.errors import SavedRunError
-from gradcheck.report.formatting import View, clean, counted, summary, tree
+from gradcheck.report.formatting import View, clean, summary, tree
 from gradcheck.report.rows import NAME, Notice, Row, end_line, explained, listed, notices, numbers, place, rows, sentences
 from gradcheck.saved_run import line
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity

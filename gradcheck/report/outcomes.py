@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import GUTTER, HEALTHY, apart, clean, counted, spark
+from gradcheck.analysis.wording import counted, number
+from gradcheck.report.formatting import GUTTER, HEALTHY, apart, clean, spark
 from gradcheck.types.fix import TIME_WAS_UP, Change, Effect, Outcome, Proof
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.wiring import parameters, softmax_axis
+from gradcheck.remedies.wiring import parameters
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
-REGISTER, ADD, UNCUT, FIRST = parameters.REMEDIES
-DIMENSION, OTHER = softmax_axis.REMEDIES
+REGISTER, ADD, UNCUT, FIRST, DIMENSION, OTHER = parameters.REMEDIES
 
 
 def cured(treatment: RemedyDefinition, code: str, work: Workload, rule: str = "") -> tuple[TreatedWorkload, set[str]]:

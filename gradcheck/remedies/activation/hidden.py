@@ -11,6 +11,7 @@ from torch import nn
 
 from gradcheck.analysis.activations import ACTIVATIONS, SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import hidden_activations, in_order, usual_activation
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.definition import of_loss, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
@@ -19,7 +20,7 @@ from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called,
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.initialization import weights
 from gradcheck.remedies.initialization.write_weights import draw, scheme_of
-from gradcheck.remedies.layer_selection import body_layers, feeders, is_tuned, listed, made_with, several, weight_names
+from gradcheck.remedies.layer_selection import body_layers, feeders, is_tuned, listed, made_with, weight_names
 from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.modules.surgery import follow, rewired, swap
 from gradcheck.remedies.modules.user_code import edit_code
@@ -132,7 +133,7 @@ def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: 
     settings: dict[str, Setting] = {"old": old, "new": new, **places(layers)}
     if new == "leaky_relu":
         settings["negative_slope"] = NEGATIVE_SLOPE
-    text = f"replace {old} by {_TITLES[new]} in {several(len(layers), 'place')}"
+    text = f"replace {old} by {_TITLES[new]} in {counted(len(layers), 'place')}"
     names, transposed = weight_names(m, list({x.name: x for y in layers for x in feeders(m, y)}.values()))
     if initialize and names and not is_tuned(m):
         settings |= {"init": "he-init", "gain": round(2**0.5, 4), "activation": new, "initialized": listed(list(dict.fromkeys(names)))}
@@ -164,7 +165,7 @@ def insert_activation(finding: Finding | None, m: Measurement) -> list[Fix]:
     usual = usual_activation([x for x in body_layers(m) if x.activation in MODULES]) or "relu"
     settings = {"activation": usual, **places(layers)}
     text = f"put {usual} between {pairs[0].first} and {pairs[0].second}"
-    text += f", and in {several(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
+    text += f", and in {counted(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
     return [insert_activation.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
 
 

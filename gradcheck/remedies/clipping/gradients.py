@@ -7,13 +7,14 @@ from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.statistics import percentile
 from gradcheck.loading.optimizers import BY_NORM, BY_VALUE
 from gradcheck.remedies.definition import Strength, clipping
-from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.loop import CLIPPING, parameters, stepped, steps
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import called, calls_in, every, set_argument, set_value, statement_of
+from gradcheck.remedies.editing.nodes import argument, called, calls_in, every, set_argument, set_value, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
 from gradcheck.remedies.modules.surgery import path_now
+from gradcheck.remedies.optimizer.write_settings import created, define, spelled_there, with_name
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -193,4 +194,53 @@ def _before_step(draft: Draft, step: ast.Call, function: str, text: str) -> None
     insert_before(draft, step, "\n".join(lines))
 
 
-WRITERS: dict[str, Writer] = {"clip-gradient-norm": by_norm, "clip-gradient-value": by_value}
+CLASS = "AdaptiveClipping"
+
+
+def adaptive(p: Fix, context: Context) -> None:
+    """Brock et al. 2021, before each step; the output layer is left out by its name."""
+    if context.measurement.clip is not None:
+        raise Unwritable("the training clips already, in another way")
+    share, spared = literal(number(p, "clipping")), _spared(context, word(p, "exempt"))
+    code = _clipping(context)
+    with_name(context, f"{{0}}.register_step_pre_hook({CLASS}({share}{spared}))")
+    define(context, CLASS, code)
+
+
+def _spared(context: Context, exempt: str) -> str:
+    """The parameters that are left alone, as an argument: by the names of their layers in the model that the optimizer is given."""
+    owners = {name.rpartition(".")[0] for name in exempt.split(",") if name}
+    if not owners:
+        return ""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of one module")
+    model = draft.source(given.func.value)
+    paths = (context.name_now(owner) for owner in sorted(owners))
+    listed = ", ".join(f'*{model}.get_submodule("{path}").parameters()' for path in paths)
+    return f", [{listed}]"
+
+
+def _clipping(context: Context) -> str:
+    kind, parameter, no_grad = spelled_there(context, "torch.optim.Optimizer", "torch.nn.Parameter", "torch.no_grad")
+    (norm,) = spelled_there(context, "torch.linalg.vector_norm")
+    return f'''
+class {CLASS}:
+    """Adaptive gradient clipping (Brock et al. 2021): each unit's gradient at a share of the norm of its weights."""
+
+    def __init__(self, share: float, spared: list[{parameter}] | tuple[()] = ()) -> None:
+        self.share, self.spared = share, spared
+
+    @{no_grad}()
+    def __call__(self, optimizer: {kind}, *_: object) -> None:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            if p.grad is None or any(p is other for other in self.spared):
+                continue
+            unit = tuple(range(1, p.ndim)) or None
+            largest = self.share * {norm}(p, dim=unit, keepdim=True).clamp_min(1e-3)
+            p.grad.mul_((largest / {norm}(p.grad, dim=unit, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+'''
+
+
+WRITERS: dict[str, Writer] = {"clip-gradient-norm": by_norm, "clip-gradient-value": by_value, "adaptive-gradient-clipping": adaptive}

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, usual_activation, weight
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.data.write_batches import sources
 from gradcheck.remedies.definition import initial
 from gradcheck.remedies.editing.context import Context, Writer, in_lines
@@ -20,7 +21,7 @@ from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import names_in
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.initialization.weights import WeightMatrix, fill, orthogonal, weights_of
-from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, several, weight_names
+from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, weight_names
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -68,7 +69,7 @@ def lsuv_init(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not names:
         return []
     text = (
-        f"divide the weights of {several(len(names), 'layer')}, in forward order, by the standard deviation of their output "
+        f"divide the weights of {counted(len(names), 'layer')}, in forward order, by the standard deviation of their output "
         "until that is 1 (LSUV); zero biases"
     )
     settings = {"transposed": listed(transposed)} if transposed else {}

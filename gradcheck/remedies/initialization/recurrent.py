@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.definition import initial
-from gradcheck.remedies.layer_selection import is_tuned, several
+from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.finding import Finding
@@ -107,7 +108,7 @@ def orthogonal_recurrent(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
     if not names:
         return []
-    text = f"initialise the recurrent weights of {several(len(names), 'layer')} with orthogonal_: spectral radius 1"
+    text = f"initialise the recurrent weights of {counted(len(names), 'layer')} with orthogonal_: spectral radius 1"
     return [orthogonal_recurrent.fix(text, finding, layers=tuple(names))]
 
 

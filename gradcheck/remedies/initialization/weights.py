@@ -10,9 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.activations import gain_for
 from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name, usual_activation
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.remedies.definition import RemedyDefinition, initial
-from gradcheck.remedies.layer_selection import is_tuned, listed, several, weight_names, weighted_layers, whole
+from gradcheck.remedies.layer_selection import is_tuned, listed, weight_names, weighted_layers, whole
 from gradcheck.remedies.modules.surgery import module_at, parameter_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -161,7 +161,7 @@ def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measur
         settings["heads"] = listed(heads)
     if transposed:
         settings["transposed"] = listed(transposed)
-    text = f"initialise the weights of {several(len(names) + len(heads), 'layer')} with {_SPELLING[treatment.name]}"
+    text = f"initialise the weights of {counted(len(names) + len(heads), 'layer')} with {_SPELLING[treatment.name]}"
     text += f", gain {number(wanted)} for {activation}" if activation else f", gain {number(wanted)}"
     return [treatment.fix(f"{text}, and zero biases", finding, layers=(*names, *heads), settings=settings)]
 

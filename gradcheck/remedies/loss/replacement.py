@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from gradcheck.remedies.definition import Settings, of_loss
 from gradcheck.remedies.modules.rewriting import operand, torch_function
-from gradcheck.remedies.modules.user_code import Map, edit_code, map_output
+from gradcheck.remedies.modules.user_code import Map, edit_code, map_output, require_target
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.step import classes_are_last, first_tensor
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload, replaced, target_index, tensor_at
+from gradcheck.workload.treated import TreatedWorkload, replaced, tensor_at
 from gradcheck.workload.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
@@ -95,7 +95,7 @@ def apply_replace_loss(treated: TreatedWorkload, p: Fix) -> None:
     s = p.settings
     old, new, classes = str(s["old"]), str(s["new"]), int(s.get("classes") or 0)
     if "target" in s:
-        _coerce_targets(treated, str(s["target"]))
+        treated.transform(functools.partial(_coerced_batch, require_target(treated), str(s["target"])))
         return
     if old in CLASS_LOSSES and new == "binary_cross_entropy_with_logits":
         treated.replace_loss(_binary)
@@ -181,13 +181,6 @@ _MAPS: dict[str, Map] = {"binary_cross_entropy": _sigmoid, "binary_cross_entropy
 def _binary(output: Any, target: torch.Tensor) -> torch.Tensor:
     logits = first_tensor(output)
     return F.binary_cross_entropy_with_logits(logits.reshape(target.shape), target.to(logits.dtype))
-
-
-def _coerce_targets(treated: TreatedWorkload, kind: str) -> None:
-    index = target_index(treated.workload.batches[0], treated.model)
-    if index is None:
-        raise Inapplicable("the target is not a tensor of the batch")
-    treated.transform(functools.partial(_coerced_batch, index, kind))
 
 
 def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:

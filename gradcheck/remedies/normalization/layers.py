@@ -9,13 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.layer_groups import usual_normalization
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.definition import RemedyDefinition, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import Reader, spelled
 from gradcheck.remedies.editing.nodes import argument, called, every, insert_after_item, remove_item, set_argument
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
-from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
+from gradcheck.remedies.layer_selection import body_layers, weighted_layers
 from gradcheck.remedies.modules.rewriting import operand, rewrite
 from gradcheck.remedies.modules.surgery import follow, like, module_at, path_now, rewired, swap
 from gradcheck.types.finding import Finding
@@ -99,7 +100,7 @@ def propose_insertion(treatment: RemedyDefinition, finding: Finding | None, m: M
         settings["groups"] = 1 if treatment.name == "layer-normalization" else groups_of(min(_channels(x) for x in bare))
     if kind.startswith("BatchNorm"):
         settings["drop_bias"] = True
-    text = f"normalise the output of {several(len(bare), 'layer')} with {kind}"
+    text = f"normalise the output of {counted(len(bare), 'layer')} with {kind}"
     return [treatment.fix(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
 
 
@@ -129,7 +130,7 @@ def batch_free_normalization(finding: Finding | None, m: Measurement) -> list[Fi
     settings: dict[str, Setting] = {"kind": "LayerNorm" if vector else "GroupNorm"}
     if not vector:
         settings["groups"] = groups_of(min(x.output_shape[1] for x in layers))
-    text = f"replace {several(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
+    text = f"replace {counted(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
     return [batch_free_normalization.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
 
 
@@ -162,7 +163,7 @@ def remove_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None:
         return []
     names = tuple(x for x in finding.layers if ":" not in x)
-    text = f"create {several(len(names), 'layer')} before batch normalization with bias=False"
+    text = f"create {counted(len(names), 'layer')} before batch normalization with bias=False"
     return [remove_bias.fix(text, finding, layers=names)] if names else []
 
 

@@ -1,6 +1,7 @@
 """Treatments of the rate over time: warm-up, cosine, steps."""
 
 import ast
+from functools import partial
 
 from gradcheck.remedies.definition import optimizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
@@ -47,7 +48,7 @@ def warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 @warm_up.applies
 def apply_warm_up(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(warming_up(int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(treated.optimizer)
+    RateSchedule(partial(warming_up, int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(treated.optimizer)
 
 
 @optimizing("cosine-schedule", "cosine schedule", "Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts")
@@ -58,7 +59,7 @@ def cosine_schedule(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 @cosine_schedule.applies
 def anneal(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(cosine(int(p.settings["steps"]))).attach(treated.optimizer)
+    RateSchedule(partial(cosine, int(p.settings["steps"]))).attach(treated.optimizer)
 
 
 @optimizing("step-schedule", "step schedule", "He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4")
@@ -69,7 +70,7 @@ def step_schedule(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 @step_schedule.applies
 def descend_stairs(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(staircase(int(p.settings["steps"]), float(p.settings["factor"]))).attach(treated.optimizer)
+    RateSchedule(partial(staircase, int(p.settings["steps"]), float(p.settings["factor"]))).attach(treated.optimizer)
 
 
 REMEDIES = (warm_up, cosine_schedule, step_schedule)

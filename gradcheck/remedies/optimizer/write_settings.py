@@ -20,7 +20,7 @@ from gradcheck.remedies.editing.nodes import (
     statement_of,
     target_of,
 )
-from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 from gradcheck.remedies.optimizer.settings import MOST_DECAY
 from gradcheck.types.fix import Fix
 
@@ -231,6 +231,19 @@ def created(context: Context) -> tuple[Draft, ast.Call]:
     if not context.measurement.optimizer.given:
         raise Unwritable("the source creates no optimizer: gradcheck assumed one")
     return context.call_at(context.measurement.optimizer.site, "the optimizer")
+
+
+def spelled_there(context: Context, *names: str) -> list[str]:
+    """Names of torch as the file that makes the optimizer spells them."""
+    return [spelled(created(context)[0], name) for name in names]
+
+
+def define(context: Context, name: str, code: str) -> None:
+    """A function or class before the top-level statement that makes the optimizer."""
+    draft, call = created(context)
+    if any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name for n in draft.tree.body):
+        raise Unwritable("the source has it already")
+    insert_definition(draft, call, code)
 
 
 def keyword(context: Context, name: str, value: str) -> None:

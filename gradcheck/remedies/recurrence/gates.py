@@ -15,7 +15,7 @@ from gradcheck.remedies.editing.nodes import argument, dotted, remove_item
 from gradcheck.remedies.initialization.recurrent import forget_bias, remember
 from gradcheck.remedies.initialization.write_values import open_forget_gates
 from gradcheck.remedies.layer_selection import is_tuned, made_with
-from gradcheck.remedies.modules.surgery import like, module_at, rewired, swap
+from gradcheck.remedies.modules.surgery import like, module_at, require_running, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
@@ -93,16 +93,8 @@ def _take_groups(treated: TreatedWorkload, old: nn.Module, new: nn.Module) -> No
 
 def _output_shape(treated: TreatedWorkload) -> Shape | None:
     """Of what the model returns in a training step; None where no batch or no call tells. Raises Inapplicable."""
-    if not treated.workload.batches:
-        return None
     shapes: list[Shape | None] = []
-    try:
-        with preserve_rng(), torch.no_grad():
-            twin = treated.copy()
-            twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1])))
-            twin.workload.training_step(twin.model, twin.workload.batches[0])
-    except Exception as error:
-        raise Inapplicable(f"the model does not run with it: {type(error).__name__}: {error}") from error
+    require_running(treated, lambda twin: twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1]))))
     return shapes[0] if shapes else None
 
 

@@ -1,14 +1,22 @@
 """Treatments of training batches that are redrawn at every step; what is drawn is in `draws`."""
 
+import ast
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from gradcheck.remedies.data.write_batches import training_loader
 from gradcheck.remedies.definition import RemedyDefinition, Strength, regularizing
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.names import spelled
+from gradcheck.remedies.editing.nodes import Function, argument, calls_in, set_argument
+from gradcheck.remedies.editing.statements import insert_before, insert_definition
+from gradcheck.remedies.modules.user_code import require_target
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -26,28 +34,22 @@ def flip(index: int, batch: Batch, generator: torch.Generator) -> Batch:
     return replaced(batch, {index: torch.where(chosen.to(x.device)[:, None, None, None], x.flip(-1), x)})
 
 
-def shift(index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
-    """Moves each image by up to `share` of its height and width; the border is repeated."""
+def move(border: str, index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
+    """A window of each image's size, anywhere in the image with a border that is `share` of its size wide. `border`: a mode of F.pad."""
     x = tensor_at(batch, index)
-    return replaced(batch, {index: _windows(x, round(share * x.shape[2]), round(share * x.shape[3]), "replicate", generator)})
-
-
-def crop(index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
-    """A window of the image's size out of the image with a border of zeros, `share` of its size wide."""
-    x = tensor_at(batch, index)
-    return replaced(batch, {index: _windows(x, round(share * x.shape[2]), round(share * x.shape[3]), "constant", generator)})
-
-
-def _windows(x: torch.Tensor, high: int, wide: int, mode: str, generator: torch.Generator) -> torch.Tensor:
-    n, height, width = x.shape[0], x.shape[2], x.shape[3]
-    padded = F.pad(x, (wide, wide, high, high), mode=mode)
+    n, channels, height, width = x.shape
+    high, wide = round(share * height), round(share * width)
+    padded = F.pad(x, (wide, wide, high, high), mode=border)
     top = torch.randint(2 * high + 1, (n,), generator=generator, device="cpu")
     left = torch.randint(2 * wide + 1, (n,), generator=generator, device="cpu")
     rows = (top[:, None] + torch.arange(height, device="cpu"))[:, None, :, None].to(x.device)
     columns = (left[:, None] + torch.arange(width, device="cpu"))[:, None, None, :].to(x.device)
-    samples = torch.arange(n, device=x.device)[:, None, None, None]
-    channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    return padded[samples, channels, rows, columns]
+    sample, channel = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(channels, device=x.device)[None, :, None, None]
+    return replaced(batch, {index: padded[sample, channel, rows, columns]})
+
+
+shift = functools.partial(move, "replicate")  # what leaves the image is filled up with its edge,
+crop = functools.partial(move, "constant")  # or with zeros
 
 
 def noise(index: int, scale: float, batch: Batch, generator: torch.Generator) -> Batch:
@@ -198,11 +200,8 @@ def mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 @mixup.applies
 def apply_mixup(treated: TreatedWorkload, p: Fix) -> None:
-    batch = treated.workload.batches[0]
-    index, target = _one_input(treated, p), target_index(batch, treated.model)
-    if target is None:
-        raise Inapplicable("the target is not a tensor of the batch")
-    if not tensor_at(batch, target).is_floating_point():
+    index, target = _one_input(treated, p), require_target(treated)
+    if not tensor_at(treated.workload.batches[0], target).is_floating_point():
         loss = treated.workload.loss
         if loss is None:
             raise Inapplicable("the training step computes its loss itself, of one label for each sample")
@@ -233,3 +232,100 @@ def drop_some_tokens(treated: TreatedWorkload, p: Fix) -> None:
 
 
 REMEDIES = (random_flip, random_shift, random_crop, input_noise, mixup, token_dropout)
+
+
+NAME = "augmented"  # a collate function of the training loader: it redraws them for every batch
+X, Y = "inputs", "targets"
+
+Code = Callable[[Fix, Context, Draft], str]  # statements about `inputs` and `targets`
+
+
+def _writer(code: Code) -> Writer:
+    def write(p: Fix, context: Context) -> None:
+        draft, loader = training_loader(context)
+        _check(context, draft, loader)
+        text = code(p, context, draft)
+        function = next((n for n in draft.tree.body if isinstance(n, Function) and n.name == NAME), None)
+        if function is not None:
+            insert_before(draft, function.body[-1], text)
+            return
+        set_argument(draft, loader, "collate_fn", NAME)
+        insert_definition(draft, loader, _function(draft, text))
+
+    return write
+
+
+def _function(draft: Draft, text: str) -> str:
+    collate, tensor = (spelled(draft, f"torch.{x}") for x in ("utils.data.default_collate", "Tensor"))
+    body = "".join(f"    {line}\n" for line in text.split("\n"))
+    return f'''
+def {NAME}(samples: list[tuple[{tensor}, {tensor}]]) -> tuple[{tensor}, {tensor}]:
+    """A training batch, with what is redrawn for each."""
+    {X}, {Y} = {collate}(samples)
+{body}    return {X}, {Y}
+'''
+
+
+def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
+    given = argument(loader, "collate_fn")
+    if given is not None and draft.source(given) != NAME:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a collate function of its own")
+    if argument(loader, "batch_size", 1) is None and argument(loader, "batch_sampler") is None:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader makes no batches")
+    datasets = calls_in(draft.tree, "TensorDataset")
+    if any(len(n.args) != 2 for n in datasets) or [x.name for x in context.measurement.data.inputs] != ["0"]:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
+
+
+def _write_flip(p: Fix, context: Context, draft: Draft) -> str:
+    rand = spelled(draft, "torch.rand")
+    return f"flipped = {rand}(len({X})) < 0.5\n{X}[flipped] = {X}[flipped].flip(-1)"
+
+
+def _write_windows(mode: str, p: Fix, context: Context, draft: Draft) -> str:
+    """A window of the image's size out of the padded image, anywhere."""
+    sizes = context.measurement.data.inputs[0].shape[2:]
+    if len(sizes) != 2:
+        raise Unwritable("the input is not a batch of images")
+    high, wide = (round(number(p, "share") * size) for size in sizes)
+    if not high or not wide:
+        raise Unwritable("the images are too small to be shifted")
+    pad, randint, stack = (spelled(draft, f"torch.{x}") for x in ("nn.functional.pad", "randint", "stack"))
+    return (
+        f"height, width = {X}.shape[-2:]\n"
+        f"padded = {pad}({X}, ({wide}, {wide}, {high}, {high}){mode})\n"
+        f"corners = zip({randint}({2 * high + 1}, (len({X}),)), {randint}({2 * wide + 1}, (len({X}),)), strict=True)\n"
+        f"{X} = {stack}([x[:, i : i + height, j : j + width] for x, (i, j) in zip(padded, corners, strict=True)])"
+    )
+
+
+def _write_noise(p: Fix, context: Context, draft: Draft) -> str:
+    normal = spelled(draft, "torch.randn_like")
+    return f"{X} = {X} + {literal(number(p, 'scale'))} * {X}.std(0, correction=0) * {normal}({X})"
+
+
+def _write_mixup(p: Fix, context: Context, draft: Draft) -> str:
+    if any(c.target_kind != "values" for c in context.measurement.losses):
+        raise Unwritable("the targets are class numbers: the loop has to take the loss for both of those that are mixed")
+    alpha = literal(number(p, "alpha"))
+    beta, order = spelled(draft, "torch.distributions.Beta"), spelled(draft, "torch.randperm")
+    mixed = "\n".join(f"{t} = share * {t} + (1 - share) * {t}[order]" for t in (X, Y))
+    return f"share, order = {beta}({alpha}, {alpha}).sample(), {order}(len({X}))\n{mixed}"
+
+
+def _write_tokens(p: Fix, context: Context, draft: Draft) -> str:
+    randint, where, rand = (spelled(draft, f"torch.{x}") for x in ("randint", "where", "rand"))
+    return (
+        f"others = {X}.flatten()[{randint}({X}.numel(), {X}.shape)]\n"
+        f"{X} = {where}({rand}({X}.shape) < {literal(number(p, 'rate'))}, others, {X})"
+    )
+
+
+WRITERS: dict[str, Writer] = {
+    "random-flip": _writer(_write_flip),
+    "random-shift": _writer(functools.partial(_write_windows, ', mode="replicate"')),
+    "random-crop": _writer(functools.partial(_write_windows, "")),
+    "input-noise": _writer(_write_noise),
+    "mixup": _writer(_write_mixup),
+    "token-dropout": _writer(_write_tokens),
+}

@@ -4,17 +4,15 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from gradcheck.measure.checks.without_regularization import void
 from gradcheck.remedies.definition import optimizing, rebuilding
 from gradcheck.remedies.layer_selection import is_tuned
-from gradcheck.remedies.modules.surgery import rewired, swap
+from gradcheck.remedies.modules.surgery import require_running, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import first_tensor
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, joined
 
@@ -56,18 +54,16 @@ def narrow(treated: TreatedWorkload, p: Fix) -> None:
 
 def _trial_run(treated: TreatedWorkload) -> tuple[tuple[int, ...], list[str]]:
     """Shape of what the model returns in a training step, and its linear and convolution layers in order of their first call."""
-    twin = treated.copy()
     shapes: list[tuple[int, ...]] = []
     called: dict[str, None] = {}
-    twin.model.register_forward_hook(lambda *a: shapes.append(tuple(first_tensor(a[-1]).shape)))
-    for name, module in twin.model.named_modules():
-        if isinstance(module, Weighted):
-            module.register_forward_hook(lambda *_, name=name: void(called.setdefault(name)))
-    try:
-        with preserve_rng(), torch.no_grad():
-            twin.workload.training_step(twin.model, twin.workload.batches[0])
-    except Exception as error:
-        raise Inapplicable(f"the model does not run with it: {type(error).__name__}: {error}") from error
+
+    def watch(twin: TreatedWorkload) -> None:
+        twin.model.register_forward_hook(lambda *a: shapes.append(tuple(first_tensor(a[-1]).shape)))
+        for name, module in twin.model.named_modules():
+            if isinstance(module, Weighted):
+                module.register_forward_hook(lambda *_, name=name: void(called.setdefault(name)))
+
+    require_running(treated, watch)
     return (shapes[0] if shapes else ()), list(called)
 
 

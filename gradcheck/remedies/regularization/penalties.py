@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength, regularizing
-from gradcheck.remedies.loss.label_smoothing import set_smoothing
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Unwritable
+from gradcheck.remedies.loss.form import set_smoothing
 from gradcheck.remedies.modules.hooks import PenaltyHook, Proximal
 from gradcheck.remedies.optimizer.settings import spare_vectors, weaken_penalty
+from gradcheck.remedies.optimizer.write_settings import define, spelled_there, with_name
 from gradcheck.remedies.regularization.dropout import apply_lower_dropout, places_of
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -171,3 +174,43 @@ def stop_early(treated: TreatedWorkload, p: Fix) -> None:
 
 
 REMEDIES = (l1, l2, elastic_net, less_regularization, early_stopping)
+
+
+SHRINK = "shrink_weights"
+
+
+def proximal(p: Fix, context: Context) -> None:
+    """Soft thresholding after each step."""
+    code = _shrinking(context, number(p, "l1"), number(p, "l2", 0.0))
+    with_name(context, f"{{0}}.register_step_post_hook({SHRINK})")
+    define(context, SHRINK, code)
+
+
+def _shrinking(context: Context, l1: float, l2: float) -> str:
+    kind, no_grad = spelled_there(context, "torch.optim.Optimizer", "torch.no_grad")
+    optimizer = context.measurement.optimizer.name
+    if optimizer.startswith(("Adam", "NAdam", "RAdam")):
+        rate = (
+            "state = optimizer.state[p]\n"
+            '                second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))\n'
+            '                rate = group["lr"] / (second.sqrt() + group["eps"])'
+        )
+    elif optimizer == "SGD":
+        rate = 'rate = group["lr"] * (1 - group["dampening"]) / (1 - group["momentum"])'
+    else:
+        raise Unwritable(f"no proximal step is known for {optimizer}")
+    divisor = f" / (1 + rate * {literal(l2, 2)})" if l2 else ""
+    penalty = f"{literal(l1, 2)} * ||w||_1" + (f" + {literal(l2, 2)} / 2 * ||w||^2" if l2 else "")
+    return f'''
+@{no_grad}()
+def {SHRINK}(optimizer: {kind}, *_: object) -> None:
+    """The proximal step of the penalty {penalty} on weight matrices; small weights become exactly 0."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.ndim >= 2 and p.grad is not None:
+                {rate}
+                p.copy_(p.sign() * (p.abs() - rate * {literal(l1, 2)}).clamp_min(0){divisor})
+'''
+
+
+WRITERS: dict[str, Writer] = {"l1": proximal, "elastic-net": proximal}

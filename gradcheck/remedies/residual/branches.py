@@ -9,15 +9,14 @@ from torch import nn
 
 from gradcheck.analysis.activations import DYING, SCALING, SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import in_order, parameters_by_name, usual_activation
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.remedies.definition import initial, rebuilding
-from gradcheck.remedies.layer_selection import body_layers, is_tuned, several
-from gradcheck.remedies.modules.surgery import module_at, rewired, wrap
+from gradcheck.remedies.layer_selection import body_layers, is_tuned
+from gradcheck.remedies.modules.surgery import module_at, require_running, rewired, wrap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 ENDING = ("linear", "conv", "norm")
@@ -55,7 +54,7 @@ def add_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
     if len(blocks) < 2:
         return []
     scale = len(blocks) ** -0.5
-    text = f"add its input to the output of {several(len(blocks), 'block')}, each scaled by {number(scale)} = 1 / sqrt({len(blocks)})"
+    text = f"add its input to the output of {counted(len(blocks), 'block')}, each scaled by {number(scale)} = 1 / sqrt({len(blocks)})"
     return [add_residual.fix(text, finding, layers=tuple(blocks), settings={"scale": round(scale, 4)})]
 
 
@@ -83,11 +82,7 @@ def _shape_keeping(treated: TreatedWorkload, names: Sequence[str]) -> set[str]:
 
         module.register_forward_hook(hook, with_kwargs=True)
 
-    with preserve_rng(), torch.no_grad():
-        twin = treated.copy()
-        for name in names:
-            watch(name, module_at(twin, name))
-        twin.workload.training_step(twin.model, twin.workload.batches[0])
+    require_running(treated, lambda twin: [watch(name, module_at(twin, name)) for name in names])
     return {name for name in names if kept[name] and name in seen}
 
 

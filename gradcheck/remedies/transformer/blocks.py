@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.remedies.definition import initial, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import argument, called, every, names_in, set_argument
 from gradcheck.remedies.editing.statements import insert_before
-from gradcheck.remedies.layer_selection import is_tuned, several
+from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.rewriting import Substitute, bind, method_of
 from gradcheck.remedies.modules.surgery import follow, like, module_at, rewired
 from gradcheck.remedies.normalization.layers import features_of
@@ -47,7 +47,7 @@ def pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
     if finding is None or not norms:
         return []
-    text = f"normalise the input of each branch instead of the sum, in {several(len(norms), 'place')} (norm_first=True)"
+    text = f"normalise the input of each branch instead of the sum, in {counted(len(norms), 'place')} (norm_first=True)"
     return [pre_norm.fix(text, finding, layers=norms)]
 
 
@@ -186,7 +186,7 @@ def qk_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not hit:
         return []
     layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
-    text = f"normalise queries and keys of {several(len(layers), 'attention layer')} with LayerNorm before their product"
+    text = f"normalise queries and keys of {counted(len(layers), 'attention layer')} with LayerNorm before their product"
     settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
     return [qk_norm.fix(text, finding, layers=layers, settings=settings)]
 

@@ -1,4 +1,4 @@
-"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in the wrong order."""
+"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; wrong axes."""
 
 import ast
 import types
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import wiring
-from gradcheck.remedies.layer_selection import several
-from gradcheck.remedies.modules.rewriting import operand, rewrite, rewrite_method
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import RemedyDefinition, wiring
+from gradcheck.remedies.modules.rewriting import expression, operand, rewrite, rewrite_method
 from gradcheck.remedies.modules.surgery import join, module_at, remove_parameters, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
+from gradcheck.types.losses import Softmax
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Cut
 from gradcheck.workload.rng import preserve_rng
@@ -37,7 +38,7 @@ def register_modules(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not m.hidden:
         return []
     holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
-    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
+    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {counted(len(m.hidden), 'tensor')} "
     return [register_modules.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
 
 
@@ -96,7 +97,7 @@ def add_to_optimizer(finding: Finding | None, m: Measurement) -> list[Fix]:
     missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
     if finding is None or not m.optimizer.given:
         return []
-    text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
+    text = f"give the optimizer the {counted(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
     if m.optimizer.stale:
         text = "build the optimizer after the last change of the model"
     if not any(p.groups for p in m.parameters):
@@ -134,7 +135,7 @@ def remove_detach(finding: Finding | None, m: Measurement) -> list[Fix]:
     cut = _cut_of(finding, m)
     if cut is None:
         return []
-    text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
+    text = f"remove {CUTS[cut.operation]}: {counted(len(cut.parameters), 'tensor')} before it then get a gradient"
     layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
     return [remove_detach.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
 
@@ -232,4 +233,68 @@ def apply_batch_first(treated: TreatedWorkload, fix: Fix) -> None:
                 vars(layer)["batch_first"] = True
 
 
-REMEDIES = (register_modules, add_to_optimizer, remove_detach, batch_first)
+# ------------------------------------------------------------------------------- softmax
+
+
+def fix_dimension(treated: TreatedWorkload, fix: Fix) -> None:
+    """Lets a softmax go over another axis: an attribute of the module, or an argument of the call."""
+    dim = int(fix.settings["dim"])
+    for name in fix.layers:
+        module = module_at(treated, name)
+        if isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin)):
+            module.dim = dim
+            return
+
+    def edit(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+        if not isinstance(node, ast.Call) or operand(node, function) is None:
+            return None
+        method = isinstance(node.func, ast.Attribute) and operand(node, function) is node.func.value
+        place = 0 if method else 1  # of a positional `dim`
+        value = expression(str(dim))
+        if len(node.args) > place:
+            return ast.Call(node.func, [*node.args[:place], value, *node.args[place + 1 :]], node.keywords)
+        others = [k for k in node.keywords if k.arg not in ("dim", "axis")]
+        return ast.Call(node.func, node.args, [*others, ast.keyword("dim", value)])
+
+    rewrite(treated, fix.location, edit)
+
+
+def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+    """The class axis: 1 for [N, C] and for a loss that takes it there, else the last one."""
+    if finding is None:
+        return []
+    softmax = next((s for s in m.softmaxes if _meant(s, finding, m)), None)
+    if softmax is None:
+        return []
+    shape = softmax.shape
+    dim = 1 if len(shape) == 2 or not softmax.over_batch else -1
+    if shape[softmax.axis] == 1:
+        dim = max(range(len(shape)), key=lambda i: (i > 0) * shape[i])
+    name = "log_softmax" if softmax.log else "softmax"
+    text = f"let {name} go over axis {dim} of {list(shape)} instead of axis {softmax.axis}"
+    return [treatment.fix(text, finding, layers=(softmax.layer,), settings={"dim": dim})]
+
+
+def _meant(s: Softmax, finding: Finding, m: Measurement) -> bool:
+    layer = m.layer(s.layer)
+    site = s.site or (layer.site if layer else None)
+    return s.layer in finding.layers and (finding.location is None or site == finding.location)
+
+
+def _other_axis(name: str, title: str) -> RemedyDefinition:
+    @wiring(name, title, "PyTorch documentation, torch.nn.functional.softmax", applicability="unsafe")
+    def other(finding: Finding | None, m: Measurement) -> list[Fix]:
+        return propose_dimension(other, finding, m)
+
+    other.applies(fix_dimension)
+    return other
+
+
+REMEDIES = (
+    register_modules,
+    add_to_optimizer,
+    remove_detach,
+    batch_first,
+    _other_axis("fix-softmax-dimension", "softmax over the classes"),
+    _other_axis("other-axis", "softmax over features"),
+)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
 from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, every, function_of, names_in, remove_argument, statement_of
 from gradcheck.remedies.editing.statements import indent_of, line_start
-from gradcheck.remedies.layer_selection import listed, several
+from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.modules.rewriting import Substitute, operand, rewrite
 from gradcheck.remedies.modules.surgery import join, module_at, rewired
 from gradcheck.types.finding import Finding
@@ -89,7 +90,7 @@ def trainable_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
     factors = tuple(dict.fromkeys(z.factor for z in _at_finding(finding, m) if z.factor))
     if not factors:
         return []
-    text = f"train {several(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
+    text = f"train {counted(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
     settings: dict[str, Setting] = {"factors": listed(factors)}
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in factors))
     return [trainable_scale.fix(text, finding, layers=owners, settings=settings)]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from rich.text import Text
 
-from gradcheck.analysis.wording import number, reason
+from gradcheck.analysis.wording import counted, number, reason
 from gradcheck.judge.registry import builtin_rules, find_rule
-from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, counted, snippet, tree
+from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, snippet, tree
 from gradcheck.report.html.markup import Child, inline, join, name, page_html, sign, table, tag, text
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus

@@ -13,8 +13,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import counted
+from gradcheck.analysis.wording import counted, number
 from gradcheck.report.html.axes import linear_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP, course, curve_chart, groups
 from gradcheck.report.html.depth import columns, depth_chart, shown_layers

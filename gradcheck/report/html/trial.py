@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import counted
+from gradcheck.analysis.wording import counted, number
 from gradcheck.report.html.axes import Axis, path
 from gradcheck.report.html.curves import HUES, TALLEST, axis_for, curve, figure, grid, placed, row
 from gradcheck.report.html.findings import diff
