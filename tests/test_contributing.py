@@ -68,15 +68,15 @@ def test_it_fires_beyond_its_limit_only(rule: Rule, spread: float, fires: bool) 
 
 def test_its_remedy_is_proposed_applied_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remedy, writer = (module(text, f"block{i}") for i, text in enumerate(blocks()[1:]))
-    (fix,) = remedy.propose(None, measurement(optimizer=optimizer("SGD", momentum=0.9)))
-    assert not remedy.propose(None, measurement(optimizer=optimizer("SGD", momentum=0.0)))
+    (fix,) = remedy.nesterov_momentum.propose(None, measurement(optimizer=optimizer("SGD", momentum=0.9)))
+    assert not remedy.nesterov_momentum.propose(None, measurement(optimizer=optimizer("SGD", momentum=0.0)))
 
     treated = patient(nn.Linear(16, 4))
-    remedy.NESTEROV.apply(treated, fix)
+    remedy.nesterov_momentum.apply(treated, fix)
     assert [group["nesterov"] for group in treated.optimizer.param_groups] == [True]
     with pytest.raises(Inapplicable, match="no momentum"):
         plain = nn.Linear(16, 4)
-        remedy.NESTEROV.apply(patient(plain, optimizer=torch.optim.SGD(plain.parameters(), lr=0.1)), fix)
+        remedy.nesterov_momentum.apply(patient(plain, optimizer=torch.optim.SGD(plain.parameters(), lr=0.1)), fix)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(writers, "WRITERS", writers.WRITERS | writer.WRITERS)

@@ -61,6 +61,11 @@ def _trimmed(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def counted(count: int, noun: str) -> str:
+    several = noun if noun == "info" else f"{noun.removesuffix('y')}ies" if noun.endswith("remedy") else f"{noun}s"
+    return f"{count} {noun if count == 1 else several}"
+
+
 def percent(x: float) -> str:
     """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
     value = 100 * x

@@ -127,6 +127,13 @@ class Pair:
     limit: float
     differs: bool
 
+    @property
+    def event(self) -> Event:
+        """The one of A, if there is one."""
+        found = self.a or self.b
+        assert found is not None
+        return found
+
 
 @dataclass
 class Comparison:

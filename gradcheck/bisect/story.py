@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcheck import interrupts
+from gradcheck.analysis.wording import counted
 from gradcheck.bisect import wording
 from gradcheck.bisect.compare import EXACT, GROUP, Comparison, Pair, compare
 from gradcheck.bisect.recording import RunRecording, load, save
@@ -151,8 +152,8 @@ def _verdict(found: Comparison, a: Side, b: Side) -> tuple[Verdict, str, list[st
         return "not-comparable", "the two have nothing in common to compare", []
     steps = 1 + found.pairs[-1].step
     if all((p.distance or 0.0) <= EXACT for p in found.pairs):
-        return "equal", f"A and B are equal in all that was compared, over {_counted(steps, 'step')}", []
-    return "within-noise", f"A and B agree over {_counted(steps, 'step')}, within what counts as none", []
+        return "equal", f"A and B are equal in all that was compared, over {counted(steps, 'step')}", []
+    return "within-noise", f"A and B agree over {counted(steps, 'step')}, within what counts as none", []
 
 
 def _later(one: Pair, other: Pair, a: RunRecording) -> bool:
@@ -162,8 +163,7 @@ def _later(one: Pair, other: Pair, a: RunRecording) -> bool:
 
 
 def _parting(pair: Pair) -> Parting:
-    event = pair.a or pair.b
-    assert event is not None
+    event = pair.event
     names = (pair.a.name if pair.a else "-", pair.b.name if pair.b else "-")
     return Parting(pair.step, event.kind, *names, event.call, pair.distance, pair.limit, wording.place(pair))
 
@@ -171,8 +171,7 @@ def _parting(pair: Pair) -> Parting:
 def _steps(found: Comparison) -> list[StepDistances]:
     most: dict[tuple[int, str], float] = {}
     for pair in found.pairs:
-        event = pair.a or pair.b
-        group = GROUP.get(event.kind) if event is not None else None
+        group = GROUP.get(pair.event.kind)
         if group is not None and pair.distance is not None:
             most[pair.step, group] = max(most.get((pair.step, group), 0.0), pair.distance)
     steps = dict.fromkeys(p.step for p in found.pairs)
@@ -191,14 +190,14 @@ def _notes(found: Comparison, a: Side, b: Side, orders: BisectOrders) -> list[st
             notes.append(f"in {side} only, and not compared: {_listed(only)}")
         if run.unread:
             notes.append(
-                f"{_counted(run.unread, 'tensor')} of {side} could not be read, and {'was' if run.unread == 1 else 'were'} not compared"
+                f"{counted(run.unread, 'tensor')} of {side} could not be read, and {'was' if run.unread == 1 else 'were'} not compared"
             )
         if run.full:
-            notes.append(f"the recording of {side} reached its largest size after {_counted(len(run.steps), 'step')}")
+            notes.append(f"the recording of {side} reached its largest size after {counted(len(run.steps), 'step')}")
         elif len(run.steps) < orders.steps and not run.code:
-            notes.append(f"{side} took {_counted(len(run.steps), 'step')}")
+            notes.append(f"{side} took {counted(len(run.steps), 'step')}")
         if run.code:
-            notes.append(f"{side} ended with exit code {run.code} after {_counted(len(run.steps), 'step')}")
+            notes.append(f"{side} ended with exit code {run.code} after {counted(len(run.steps), 'step')}")
         if run.failure:
             notes.append(f"recording {side} failed: {run.failure}")
     if found.cut:
@@ -209,7 +208,3 @@ def _notes(found: Comparison, a: Side, b: Side, orders: BisectOrders) -> list[st
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(wording.name_of(n) for n in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -21,8 +21,7 @@ def name_of(name: str) -> str:
 
 def headline(pair: Pair, runs: Sequence[RunRecording], b: RunRecording, cut: bool = False) -> str:
     """`forward of `blocks.1.attn` at step 0`, with what differs. Of the first parting: everything before it agrees."""
-    said, event = place(pair), pair.a or pair.b
-    assert event is not None
+    said, event = place(pair), pair.event
     if pair.a is None or pair.b is None:
         return said
     agree = "" if cut else ", while all activations agree"
@@ -48,8 +47,7 @@ def headline(pair: Pair, runs: Sequence[RunRecording], b: RunRecording, cut: boo
 
 def place(pair: Pair) -> str:
     """Where two runs differ, and by how much; no more can be said about a later parting, since others came before it."""
-    event = pair.a or pair.b
-    assert event is not None
+    event = pair.event
     name, step = _names(pair), pair.step
     if pair.a is None or pair.b is None:
         return _only(pair, event, "A" if pair.a is not None else "B")
@@ -77,9 +75,7 @@ def place(pair: Pair) -> str:
 
 def _names(pair: Pair) -> str:
     if pair.a is None or pair.b is None or pair.a.name == pair.b.name:
-        event = pair.a or pair.b
-        assert event is not None
-        return name_of(event.name)
+        return name_of(pair.event.name)
     return f"{name_of(pair.a.name)} ({name_of(pair.b.name)} in B)"
 
 
@@ -115,8 +111,7 @@ def _data(pair: Pair, a: RunRecording, b: RunRecording) -> str:
 def causes(pair: Pair, runs: Sequence[RunRecording], b: RunRecording) -> list[str]:
     """What the recordings say about the cause, and what to look at."""
     a = runs[0]
-    event = pair.a or pair.b
-    assert event is not None
+    event = pair.event
     found = [*_settings_of_layer(pair, a, b), *_modes(pair), *_random(pair, runs, b), *_settings_of_optimizer(pair, a, b), *_rounding(pair)]
     where = event.kind in ("forward", "backward") and next(
         (f.place for run, e in ((a, pair.a), (b, pair.b)) if e and (f := run.layers.get(e.name)) and f.place), ""
@@ -141,8 +136,7 @@ def _modes(pair: Pair) -> list[str]:
 
 def _random(pair: Pair, runs: Sequence[RunRecording], b: RunRecording) -> list[str]:
     """If randomness may be the cause: the generators' states at the beginning of the step."""
-    event = pair.a or pair.b
-    assert event is not None
+    event = pair.event
     facts = runs[0].layers.get(event.name)
     drops = event.kind == "forward" and facts is not None and facts.type.startswith(DROPS)
     if event.kind not in ("forward", "input", "loss") or pair.step >= min(len(r.random) for r in (*runs, b)):

@@ -190,10 +190,11 @@ class ViewOptions:
 
             print(statistics(reports), end="")
         if self.add_ignore:
+            from gradcheck.analysis.wording import counted
             from gradcheck.report.add_ignores import add_ignores
 
             count, left = add_ignores(reports)
-            print(f"wrote {count} {'comment' if count == 1 else 'comments'}", *left, sep="\n", file=sys.stderr)
+            print(f"wrote {counted(count, 'comment')}", *left, sep="\n", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,7 @@ def _workflow(folder: Path) -> str:
     return f"{WORKFLOW_PATH.as_posix()} written; it uses {REPOSITORY} at {TAG}"
 
 
-def init(
-    workflow: Annotated[bool, typer.Option("--workflow", help="Write .github/workflows/gradcheck.yml too.")] = False,
-) -> None:
+def init(workflow: Annotated[bool, typer.Option("--workflow", help="Write .github/workflows/gradcheck.yml too.")] = False) -> None:
     """Write a commented configuration: into pyproject.toml where there is one, else into gradcheck.toml. Overwrites nothing."""
     with exits():
         from pathlib import Path

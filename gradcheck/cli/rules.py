@@ -10,22 +10,13 @@ from gradcheck.cli.options import RuleName, RulePaths, Select, TextOrJson, setti
 Whole = Annotated[bool, typer.Option("--all", help="The page of every rule, not a line each.")]
 
 
-def rule(
-    name: RuleName,
-    output_format: TextOrJson = "text",
-    rules: RulePaths = None,
-) -> None:
+def rule(name: RuleName, output_format: TextOrJson = "text", rules: RulePaths = None) -> None:
     """Explain a rule: what it finds, how it measures, its limits and their sources, when to ignore it."""
     with exits():
         explain(name, output_format, rules)
 
 
-def list_rules(
-    output_format: TextOrJson = "text",
-    select: Select = None,
-    rules: RulePaths = None,
-    whole: Whole = False,
-) -> None:
+def list_rules(output_format: TextOrJson = "text", select: Select = None, rules: RulePaths = None, whole: Whole = False) -> None:
     """List the rules: code, name, highest severity, summary. As JSON each has its page."""
     with exits():
         import json

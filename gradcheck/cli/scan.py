@@ -52,10 +52,7 @@ def scan(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; a finding must appear in most of them. [default: 1]")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="For all of it. [default: 30, or 60 for large models]"),
-    ] = None,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it. [default: 30, or 60 for large models]")] = None,
     scripts: ScriptOptions,
     fix: Annotated[bool, typer.Option("--fix", help="Try remedies too, and show the edits; `gradcheck fix --write` writes them.")] = False,
     unsafe_fixes: UnsafeFixes = False,

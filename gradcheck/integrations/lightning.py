@@ -8,16 +8,10 @@ to read gradients: gradcheck sees torch's own functions, and reads before clippi
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from gradcheck.config.settings import OVERHEAD, Settings
 from gradcheck.errors import ConfigError
-from gradcheck.integrations.monitor import Monitor
-from gradcheck.live.sinks import Sink
-from gradcheck.types.finding import Finding, Severity
-from gradcheck.types.report import Report
+from gradcheck.integrations.monitor import Watching
 
 
 def _loaded() -> Any:
@@ -36,7 +30,7 @@ _Base: Any = _pytorch.Callback
 _rank_zero = importlib.import_module(f"{_pytorch.__name__}.utilities.rank_zero")
 
 
-class GradcheckCallback(_Base):
+class GradcheckCallback(Watching, _Base):
     """Watches the training of a Lightning module.
 
     The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may
@@ -46,30 +40,6 @@ class GradcheckCallback(_Base):
     `gradcheck.watch`.
     With several optimizers the first one is followed. Raises `gradcheck.errors.ConfigError` for bad settings.
     """
-
-    def __init__(
-        self,
-        every: int | None = None,
-        stop_on: Severity | None = None,
-        *,
-        save: str | Path | bool = True,
-        sinks: Sequence[Sink] = (),
-        config: Settings | Mapping[str, Any] | str | Path | None = None,
-        overhead: float = OVERHEAD,
-    ) -> None:
-        super().__init__()
-        self._monitor = Monitor(every, stop_on, save, sinks, config, overhead)
-        self._taken = 0
-
-    @property
-    def report(self) -> Report | None:
-        """Of the last training that ended, in the process of rank 0."""
-        return self._monitor.report
-
-    @property
-    def stopped(self) -> Finding | None:
-        """The finding for which the training was stopped."""
-        return self._monitor.stopped
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts it

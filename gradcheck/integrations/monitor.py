@@ -131,4 +131,32 @@ class Monitor:
                 self._say(f"gradcheck: {place}{finding.name} ({finding.code}) {finding.severity}: {finding.message}")
 
 
+class Watching:
+    """What the callbacks of trainers are given and show; see `Monitor`."""
+
+    def __init__(
+        self,
+        every: int | None = None,
+        stop_on: Severity | None = None,
+        *,
+        save: str | Path | bool = True,
+        sinks: Sequence[Sink] = (),
+        config: Settings | Mapping[str, Any] | str | Path | None = None,
+        overhead: float = OVERHEAD,
+    ) -> None:
+        super().__init__()
+        self._monitor = Monitor(every, stop_on, save, sinks, config, overhead)
+        self._taken = 0
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last training that ended, in the process of rank 0."""
+        return self._monitor.report
+
+    @property
+    def stopped(self) -> Finding | None:
+        """The finding for which the training was stopped."""
+        return self._monitor.stopped
+
+
 _latest: weakref.ref[Monitor] | None = None  # the monitor whose board is open

@@ -6,18 +6,12 @@ The Trainer calls `on_pre_optimizer_step` after clipping and Lightning its like 
 gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradcheck.config.settings import OVERHEAD, Settings
 from gradcheck.errors import ConfigError
-from gradcheck.integrations.monitor import Monitor
-from gradcheck.live.sinks import Sink
-from gradcheck.types.finding import Finding, Severity
-from gradcheck.types.report import Report
+from gradcheck.integrations.monitor import Watching
 
 try:
     from transformers import TrainerCallback
@@ -29,7 +23,7 @@ _Base: Any = TrainerCallback
 logger = logging.get_logger(__name__)
 
 
-class GradcheckCallback(_Base):
+class GradcheckCallback(Watching, _Base):
     """Watches the training of a Trainer.
 
     The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may
@@ -41,29 +35,6 @@ class GradcheckCallback(_Base):
     training and the end of the program do.
     Raises `gradcheck.errors.ConfigError` for bad settings.
     """
-
-    def __init__(
-        self,
-        every: int | None = None,
-        stop_on: Severity | None = None,
-        *,
-        save: str | Path | bool = True,
-        sinks: Sequence[Sink] = (),
-        config: Settings | Mapping[str, Any] | str | Path | None = None,
-        overhead: float = OVERHEAD,
-    ) -> None:
-        self._monitor = Monitor(every, stop_on, save, sinks, config, overhead)
-        self._taken = 0
-
-    @property
-    def report(self) -> Report | None:
-        """Of the last training that ended, in the process of rank 0."""
-        return self._monitor.report
-
-    @property
-    def stopped(self) -> Finding | None:
-        """The finding for which the training was stopped."""
-        return self._monitor.stopped
 
     def close(self) -> None:
         """Ends the watching of a training that an exception ended. May be called at any time."""

@@ -64,11 +64,8 @@ def _refuse_without_parameters(model: nn.Module) -> None:
         raise TargetError(f"parameters() or modules() of the model ({type(model).__name__}) return something else", hint=hint)
     if not any(p.requires_grad for p in parameters):
         what = "has no parameters" if not parameters else f"has no trainable parameters: all {len(parameters)} are frozen"
-        hint = (
-            "are its layers in a plain list or dict? use nn.ModuleList or nn.ModuleDict"
-            if not parameters
-            else "set requires_grad on what is trained"
-        )
+        hidden = "are its layers in a plain list or dict? use nn.ModuleList or nn.ModuleDict"
+        hint = "set requires_grad on what is trained" if parameters else hidden
         raise TargetError(f"the model ({type(model).__name__}) {what}", hint=hint)
 
 
@@ -98,11 +95,14 @@ def _as_batch(inputs: Inputs) -> Batch:
     return inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
 
 
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some of its layers have no sizes yet."""
+    return any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers())))
+
+
 def _initialize_lazy(parts: Parts, data: Data) -> None:
     """Gives lazy layers their sizes, in evaluation mode so that normalization statistics stay as they are."""
-    if not any(
-        isinstance(p, (nn.UninitializedParameter, nn.UninitializedBuffer)) for p in (*parts.model.parameters(), *parts.model.buffers())
-    ):
+    if not is_lazy(parts.model):
         return
     modes = {module: module.training for module in parts.model.modules()}
     set_mode(parts.model, False)

@@ -82,8 +82,6 @@ def read_data(path: str, limit: int, seed: int) -> Data:
     if not file.exists():
         raise TargetError(f"there is no data file {path}", hint=f"give {', '.join(SUFFIXES)}, a folder of images, or FILE.py:name")
     if file.is_dir():
-        from gradcheck.loading.data_files import read_images
-
         return Data(batched(read_images(file, limit * BATCH_SIZE, seed), limit, seed, path), path, loose_targets=True)
     if file.suffix.lower() not in SUFFIXES:
         raise TargetError(f"{path} is not a data file that gradcheck reads", hint=f"it reads {', '.join(SUFFIXES)} and folders of images")
@@ -111,6 +109,9 @@ def _size(file: Path) -> int:
     return size
 
 
+NO_PICKLES = "gradcheck does not unpickle, since that runs code"
+
+
 def _read(file: Path) -> Any:
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -124,9 +125,8 @@ def _read_torch(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         pickled = "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
-        what = "holds pickled objects other than tensors" if pickled else f"cannot be read: {type(error).__name__}: {_first_line(error)}"
-        hint = "gradcheck does not unpickle, since that runs code; save tensors: torch.save({'x': x, 'y': y}, FILE)"
-        raise TargetError(f"{file} {what}", hint=hint) from error
+        what = "holds pickled objects other than tensors" if pickled else _unreadable(error)
+        raise TargetError(f"{file} {what}", hint=f"{NO_PICKLES}; save tensors: torch.save({{'x': x, 'y': y}}, FILE)") from error
 
 
 def _read_numpy(file: Path) -> Any:
@@ -134,10 +134,8 @@ def _read_numpy(file: Path) -> Any:
         content = np.load(file, allow_pickle=False)
         return {name: content[name] for name in content.files} if isinstance(content, np.lib.npyio.NpzFile) else content
     except Exception as error:
-        pickled = "pickle" in str(error).lower()
-        what = "holds pickled Python objects" if pickled else f"cannot be read: {type(error).__name__}: {_first_line(error)}"
-        hint = "gradcheck does not unpickle, since that runs code; save numeric arrays: np.savez(FILE, x=x, y=y)"
-        raise TargetError(f"{file} {what}", hint=hint) from error
+        what = "holds pickled Python objects" if "pickle" in str(error).lower() else _unreadable(error)
+        raise TargetError(f"{file} {what}", hint=f"{NO_PICKLES}; save numeric arrays: np.savez(FILE, x=x, y=y)") from error
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -148,9 +146,11 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except Exception as error:
-        raise TargetError(
-            f"{file} cannot be read: {type(error).__name__}: {_first_line(error)}", hint="is it a safetensors file?"
-        ) from error
+        raise TargetError(f"{file} {_unreadable(error)}", hint="is it a safetensors file?") from error
+
+
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _samples(content: Any, path: str) -> Any:
@@ -171,15 +171,8 @@ def _refuse_unusual(content: Any, path: str) -> None:
     """Raises TargetError for tensors whose samples cannot be picked, or that unfold to more than a machine has."""
     for tensor in tensors_of(content):
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-            kind = (
-                "a quantized"
-                if tensor.is_quantized
-                else "a nested"
-                if tensor.is_nested
-                else "an empty (meta)"
-                if tensor.is_meta
-                else "a sparse"
-            )
+            kinds = (("a quantized", tensor.is_quantized), ("a nested", tensor.is_nested), ("an empty (meta)", tensor.is_meta))
+            kind = next((name for name, is_it in kinds if is_it), "a sparse")
             raise TargetError(f"{path} holds {kind} tensor", hint="save dense ones: x.to_dense(), x.dequantize()")
         unfolded = tensor.numel() * tensor.element_size()
         if unfolded > MOST_BYTES and unfolded > tensor.untyped_storage().nbytes():
@@ -262,11 +255,8 @@ def read_table(file: Path) -> Any:
         return torch.from_numpy(values).to(torch.get_default_dtype())
     column = next((i for i, name in enumerate(names) if name.lower() in _TARGET_COLUMNS), len(names) - 1)
     target = values[:, column]
-    whole = (
-        bool(np.all(target == np.floor(target)))
-        and target.min() >= 0
-        and len(np.unique(target)) <= min(_MOST_CLASSES, max(2, len(target) // 2))
-    )
+    few = len(np.unique(target)) <= min(_MOST_CLASSES, max(2, len(target) // 2))
+    whole = few and target.min() >= 0 and bool(np.all(target == np.floor(target)))
     y = torch.from_numpy(target.astype(np.int64)) if whole else torch.from_numpy(target).to(torch.get_default_dtype())
     return torch.from_numpy(np.delete(values, column, axis=1)).to(torch.get_default_dtype()), y
 
@@ -292,7 +282,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -196,11 +196,8 @@ def _dotted_name(path: Path) -> tuple[str, str]:
 def _similar_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
     near = closest(path.name, (p.name for p in folder.glob("*.py")))
-    return (
-        f"did you mean {folder / near}?"
-        if near
-        else "name the Python file that builds the model: model.py, model.py:name, package.module:name"
-    )
+    other = "name the Python file that builds the model: model.py, model.py:name, package.module:name"
+    return f"did you mean {folder / near}?" if near else other
 
 
 class TrainsWhenImported(TargetError):

@@ -1,5 +1,6 @@
 """Infers the loss if none is given, and targets if there are none: once, at loading, from the output of one forward pass."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,21 +55,15 @@ def infer_loss(output: torch.Tensor, target: Any) -> Inferred:
     if target.is_floating_point():
         if target.numel() != output.numel() or _squeezed(target) != _squeezed(output):
             raise _no_loss(output, f"{_dtype(target)} {list(target.shape)}")
+        alike = f"mean squared error, since {shapes} and the targets are numbers of the same shape"
         if output.is_complex():
-            return Inferred(
-                losses.mean_squared_magnitude, f"mean squared error, since {shapes} and the targets are numbers of the same shape"
-            )
+            return Inferred(losses.mean_squared_magnitude, alike)
         if _is_binary(target):
-            if (
-                output.ndim > 1
-                and output.shape[1] > 1
-                and target.shape == output.shape
-                and bool((target.sum(1) == 1).all())
-                and kind == "any"
-            ):
+            fits = output.ndim > 1 and output.shape[1] > 1 and target.shape == output.shape and kind == "any"
+            if fits and bool((target.sum(1) == 1).all()):
                 return Inferred(losses.cross_entropy, f"cross entropy, since {shapes} and the targets are one-hot")
             return _binary(kind, f"{shapes} and the targets are zeros and ones of the same number")
-        return Inferred(losses.mean_squared_error, f"mean squared error, since {shapes} and the targets are numbers of the same shape")
+        return Inferred(losses.mean_squared_error, alike)
     axis = _class_axis(output, target)
     if axis is not None:
         return _classes(output, axis, kind, f"{shapes} and the targets are class labels {list(target.shape)}")
@@ -118,7 +113,7 @@ def targets_for(loss_name: str, output: torch.Tensor, generator: torch.Generator
     if name.startswith(("softmargin", "hinge", "cosine")):
         return random_bits(output, generator) * 2 - 1
     if name.startswith("kl"):
-        return _normal(output, generator).softmax(-1)
+        return random_values(output, generator).softmax(-1)
     return _values_within(range_of(output))(output, generator)
 
 
@@ -133,7 +128,8 @@ def random_bits(output: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
 
 def random_values(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return _normal(output, generator)
+    dtype = torch.complex64 if output.is_complex() else torch.float32
+    return torch.randn(tuple(output.shape), generator=generator, dtype=dtype, device="cpu").to(output)
 
 
 def next_tokens(tokens: torch.Tensor) -> torch.Tensor:
@@ -141,25 +137,19 @@ def next_tokens(tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens[..., 1:], torch.full_like(tokens[..., :1], -100)], dim=-1).long()
 
 
+_INTO: dict[Range, Callable[[torch.Tensor], torch.Tensor]] = {
+    "positive": torch.abs,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "probabilities": functools.partial(torch.softmax, dim=-1),
+    "log-probabilities": functools.partial(torch.log_softmax, dim=-1),
+}
+
+
 def _values_within(kind: Range) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
     """Random targets that an output of the given range can reach: standard normal, unless its last operation bounds it."""
-    if kind == "positive":
-        return lambda output, generator: _normal(output, generator).abs()
-    if kind == "tanh":
-        return lambda output, generator: _normal(output, generator).tanh()
-    if kind == "sigmoid":
-        return lambda output, generator: _normal(output, generator).sigmoid()
-    if kind == "probabilities":
-        return lambda output, generator: _normal(output, generator).softmax(-1)
-    if kind == "log-probabilities":
-        return lambda output, generator: _normal(output, generator).log_softmax(-1)
-    return random_values
-
-
-def _normal(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    dtype = torch.complex64 if output.is_complex() else torch.float32
-    values = torch.randn(tuple(output.shape), generator=generator, dtype=dtype, device="cpu")
-    return values.to(output)
+    bound = _INTO.get(kind)
+    return random_values if bound is None else lambda output, generator: bound(random_values(output, generator))
 
 
 def _classes(output: torch.Tensor, axis: int, kind: Range, because: str) -> Inferred:

@@ -15,7 +15,7 @@ from gradcheck.instrument.initializers import Initializers
 from gradcheck.loading import optimizers
 from gradcheck.loading.assemble import assemble
 from gradcheck.loading.data_files import SUFFIXES, read_data
-from gradcheck.loading.importing import ImportSession, no_training, session, split_reference
+from gradcheck.loading.importing import ImportSession, no_training, required_arguments, session, split_reference
 from gradcheck.loading.models import FoundModel, find_model, unwrapped
 from gradcheck.loading.optimizers import find_clipping
 from gradcheck.loading.spec import TargetSpec
@@ -226,16 +226,9 @@ def optimizer_of(
         if value is not None and not isinstance(value, ModuleType):
             return optimizers.given_optimizer(value, f"`{name}` in {home}", spec.lr, found.built), True
     method = getattr(model, "configure_optimizers", None)
-    if inspect.ismethod(method) and not required(method):
+    if inspect.ismethod(method) and not required_arguments(method):  # nanoGPT's has arguments that no one gives
         return optimizers.given_optimizer(method, f"{type(model).__name__}.configure_optimizers", spec.lr, found.built), True
     return optimizers.assumed_optimizer(spec.lr), False
-
-
-def required(method: Callable[..., Any]) -> bool:
-    """nanoGPT's configure_optimizers(weight_decay, ...) has arguments that no one gives: then it cannot be called."""
-    return any(
-        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(method).parameters.values()
-    )
 
 
 def _is_scheduler(value: Any) -> bool:

@@ -90,15 +90,12 @@ def _main_class(classes: dict[str, type[nn.Module]], used: set[str], home: str) 
 
 def _instances(space: Mapping[str, Any]) -> list[str]:
     """Names of module-level models with parameters that are not part of another one."""
-    models = {
-        name: value
-        for name, value in space.items()
-        if isinstance(value, nn.Module)
-        and not name.startswith("_")
-        and name not in ("criterion", "loss_fn")
-        and not name.lower().endswith("loss")
-        and any(True for _ in value.parameters())
+    named = {
+        name: x
+        for name, x in space.items()
+        if isinstance(x, nn.Module) and not name.startswith("_") and next(x.parameters(), None) is not None
     }
+    models = {name: x for name, x in named.items() if name not in ("criterion", "loss_fn") and not name.lower().endswith("loss")}
     parts = {id(part) for model in models.values() for part in model.modules() if part is not model}
     names: dict[int, str] = {}
     for name, model in models.items():

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.loading import optimizers
-from gradcheck.loading.assemble import assemble
+from gradcheck.loading.assemble import assemble, is_lazy
 from gradcheck.loading.load import loss_or_step
 from gradcheck.loading.models import unwrapped
 from gradcheck.types.measurement import Assumption
@@ -58,7 +58,7 @@ def from_objects(
     judged: Any = loss_by_name(loss) if isinstance(loss, str) else loss
     if judged is not None:
         judged, step = loss_or_step(judged, "", "loss", [])
-    if there != here or wanted is not None or _is_lazy(inner):
+    if there != here or wanted is not None or is_lazy(inner):
         inner, optimizer, step, judged = copy_training(inner, optimizer, step, judged, memo_for(inner))
     with preserve_rng():
         parts = Parts(
@@ -87,10 +87,6 @@ def _maker(optimizer: torch.optim.Optimizer | None) -> Maker:
         raise TargetError(f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer", hint="pass an instance")
     text = f"optimizer: {type(optimizer).__name__}, lr {optimizers.rate_of(optimizer):g}"
     return lambda model: (optimizer, Assumption("optimizer", text, given=True))
-
-
-def _is_lazy(model: nn.Module) -> bool:
-    return any(isinstance(p, (nn.UninitializedParameter, nn.UninitializedBuffer)) for p in (*model.parameters(), *model.buffers()))
 
 
 def _files_of(model: nn.Module) -> tuple[str, ...]:

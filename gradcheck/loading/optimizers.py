@@ -65,13 +65,10 @@ def given_optimizer(value: Any, where: str, lr: float | None, built: bool) -> Ma
             result = _called(value, _arguments(value, model), where, {})
         optimizer = single_optimizer(result, where)
         if optimizer is value and not owns_any(optimizer, model):
+            remark = ", which holds none of the model's parameters"
             if built:
-                optimizer, remark = (
-                    _like(optimizer, model, where),
-                    ", rebuilt with the same settings: it belongs to another instance of the model",
-                )
-            else:
-                remark = ", which holds none of the model's parameters"
+                optimizer = _like(optimizer, model, where)
+                remark = ", rebuilt with the same settings: it belongs to another instance of the model"
         if lr is not None:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -18,14 +18,7 @@ from gradcheck.workload.tensors import tensors_of
 BATCHES = 2
 _MOST_TRIES = 60
 _SPEC = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>\w+)(?:<(?P<bound>\d+)>)?\[(?P<shape>[\d,\s]*)\]")
-_INTEGERS = {
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "long": torch.int64,
-}
+_INTEGERS = {name: getattr(torch, name) for name in ("int64", "int32", "int16", "int8", "uint8", "long")}
 _OTHERS = {"bool": torch.bool, "complex64": torch.complex64, "complex128": torch.complex128}
 # Without a bound, whole numbers for a model without embeddings are below this.
 _SMALL_BOUND = 10
@@ -182,7 +175,7 @@ def _embeddings(model: nn.Module) -> list[Any]:
 def find_inputs(model: nn.Module, place: Callable[[Any], Any], seed: int) -> tuple[Callable[[torch.Generator], Inputs], str]:
     """The first invented inputs that `model`, a copy, runs on. Raises TargetError with what was tried."""
     forward = forward_of(model)
-    if not forward.required and not forward.positional and not forward.any_positional and not forward.keywords and not forward.any_keyword:
+    if not any((forward.required, forward.positional, forward.any_positional, forward.keywords, forward.any_keyword)):
         return lambda generator: (), "no input"
     tried: list[str] = []
     failure: Exception | None = None
@@ -198,14 +191,10 @@ def find_inputs(model: nn.Module, place: Callable[[Any], Any], seed: int) -> tup
         if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_of(_plain(output))):
             return make, text
         tried.append(text)
-    first = (
-        f"; the first one raised {type(failure).__name__}: {str(failure).strip().splitlines()[0][:200]}"
-        if failure and str(failure).strip()
-        else ""
-    )
-    what = (
-        f"tried {', '.join(tried[:4])}{' and more' if len(tried) > 4 else ''}{first}" if tried else "none of its layers says what it takes"
-    )
+    told = str(failure or "").strip().partition("\n")[0][:200]
+    first = f"; the first one raised {type(failure).__name__}: {told}" if told else ""
+    some = f"tried {', '.join(tried[:4])}{' and more' if len(tried) > 4 else ''}{first}"
+    what = some if tried else "none of its layers says what it takes"
     raise TargetError(
         f"no data were given, and no input was found that the model runs on ({what})",
         hint="say its shape, --input float32[32,3,224,224], or define `batch` or `train_loader` in the file, or pass --data",

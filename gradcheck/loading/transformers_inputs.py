@@ -1,6 +1,6 @@
 """Inputs and labels for models of the Transformers library, from their configurations. The library itself is not imported."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,13 +34,9 @@ def transformer_inputs(model: Any) -> Iterator[tuple[Maker, str]]:
     main = list(makers.get(name, _tokens)(model.config, name))
     forward = forward_of(model)
     if name == "input_ids" and forward.accepts("pixel_values"):  # text and image together
-        main = [
-            (_merged(text, image), f"{a}, {b}") for (text, a), (image, b) in zip(main, _pixels(model.config, "pixel_values"), strict=False)
-        ] + main
+        main = [*_both(main, _pixels(model.config, "pixel_values")), *main]
     if name == "pixel_values" and forward.accepts("input_ids"):
-        main = main + [
-            (_merged(image, text), f"{a}, {b}") for (image, a), (text, b) in zip(main, _tokens(model.config, "input_ids"), strict=False)
-        ]
+        main += _both(main, _tokens(model.config, "input_ids"))
     for maker, words in main:
         if getattr(model.config, "is_encoder_decoder", False) and forward.accepts("decoder_input_ids"):
             decoder = next(_tokens(model.config, "decoder_input_ids"))[0]
@@ -54,6 +50,10 @@ def transformer_inputs(model: Any) -> Iterator[tuple[Maker, str]]:
             (lambda generator: {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in dummy.items()}),
             "its dummy_inputs",
         )
+
+
+def _both(main: list[tuple[Maker, str]], others: Iterable[tuple[Maker, str]]) -> list[tuple[Maker, str]]:
+    return [(_merged(one, other), f"{a}, {b}") for (one, a), (other, b) in zip(main, others, strict=False)]
 
 
 def _merged(one: Maker, other: Maker) -> Maker:
@@ -88,9 +88,8 @@ def _tokens(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
 
 def _pixels(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
     size = _setting(config, "image_size", "input_size", default=64)
-    height, width = (
-        (size, size) if isinstance(size, int) else tuple(size)[-2:] if not isinstance(size, dict) else (size["height"], size["width"])
-    )
+    sides = (size["height"], size["width"]) if isinstance(size, dict) else size
+    height, width = (sides, sides) if isinstance(sides, int) else tuple(sides)[-2:]
     channels = int(_setting(config, "num_channels", "in_channels", default=3))
     frames = _setting(config, "num_frames")
     shapes: list[tuple[int, ...]] = [(2, int(frames), channels, height, width)] if isinstance(frames, int) else []
@@ -152,11 +151,9 @@ def transformer_labels(model: Any, inputs: Mapping[str, Any], output: Any, gener
         return ({"labels": decoder.clone()}, "the decoder's tokens as labels") if isinstance(decoder, torch.Tensor) else None
     if kind.endswith("ForSemanticSegmentation"):
         pixels = inputs.get("pixel_values")
-        return (
-            ({"labels": torch.randint(classes, (samples, *pixels.shape[-2:]), generator=generator, device="cpu")}, "random labels")
-            if pixels is not None
-            else None
-        )
+        if pixels is None:
+            return None
+        return {"labels": torch.randint(classes, (samples, *pixels.shape[-2:]), generator=generator, device="cpu")}, "random labels"
     if kind.endswith(("Classification", "ForNextSentencePrediction", "ForMultipleChoice", "ClassificationWithTeacher")):
         scores = first_tensor(output)
         if scores.shape[-1] == 1:

@@ -6,13 +6,7 @@ from gradcheck.remedies.data import batches
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
-from gradcheck.remedies.loss import (
-    form,
-    label_smoothing,
-    replacement,
-    stability,
-    term_weight,
-)
+from gradcheck.remedies.loss import form, replacement, stability, term_weight
 from gradcheck.remedies.normalization import layers, modes
 from gradcheck.remedies.optimizer import schedule, settings
 from gradcheck.remedies.precision import regions
@@ -20,7 +14,7 @@ from gradcheck.remedies.recurrence import gates
 from gradcheck.remedies.regularization import augmentation, capacity, dropout, penalties
 from gradcheck.remedies.residual import branches
 from gradcheck.remedies.transformer import blocks
-from gradcheck.remedies.wiring import parameters, softmax_axis, zero_derivatives
+from gradcheck.remedies.wiring import parameters, zero_derivatives
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
@@ -29,7 +23,6 @@ MODULES = (
     parameters,
     zero_derivatives,
     regions,
-    softmax_axis,
     modes,
     replacement,
     form,
@@ -50,7 +43,6 @@ MODULES = (
     gradients,
     penalties,
     dropout,
-    label_smoothing,
     augmentation,
     capacity,
 )

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Applicability, Fix, Setting, Stage
@@ -28,34 +30,41 @@ Apply = Callable[[TreatedWorkload, Fix], None]
 Settings = Mapping[str, Setting]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RemedyDefinition:
-    """An entry of the vocabulary.
+    """An entry of the vocabulary: a decorated function that proposes it. How it is written into the source is in `WRITERS`, by its name."""
 
-    `propose(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
-    or nothing when it does not fit; it reads plain numbers only. `apply(treated, fix)` changes the copy, and raises
-    Inapplicable when it cannot. How it is written into the source is in `gradcheck.remedies.editing`, under the same name.
-    """
-
+    propose: Propose
     name: str
     title: str  # "gradient clipping by norm"
+    citation: str
     stage: Stage
     applicability: Applicability
-    citation: str
-    propose: Propose
-    apply: Apply | None = None  # None: advice, or a change of the user's training loop
     checkpoint: str = ""
     loop: bool = False  # of the user's own training loop: it is an edit of the source alone, proved by running the edited script
     strengths: tuple[Strength, ...] = ()
     # For treatments with strengths: settings that follow from others are recomputed, and put into words.
     derive: Callable[[Settings], dict[str, Setting]] = dict
-    wording: Callable[[Settings], str] | None = None
+    wording: str | Callable[[Settings], str] = ""  # "clip the norm at {max_norm:.3g}"
+    apply: Apply | None = None  # None: advice, or a change of the user's training loop
+
+    def applies(self, apply: Apply) -> Apply:
+        """Decorates the function that changes the copy, and raises Inapplicable when it cannot."""
+        self.apply = apply
+        return apply
 
     def at(self, fix: Fix, **settings: Setting) -> Fix:
         """The same fix at another strength."""
         derived = self.derive({**fix.settings, **settings})
-        text = self.wording(derived) if self.wording is not None else fix.text
-        return replace(fix, settings=derived, text=text)
+        return replace(fix, settings=derived, text=self._words(derived) or fix.text)
+
+    def _words(self, settings: Settings) -> str:
+        return self.wording.format_map(settings) if isinstance(self.wording, str) else self.wording(settings)
+
+    def with_settings(self, finding: Finding | None, layers: tuple[str, ...] = (), /, **settings: Setting) -> Fix:
+        """The fix with these settings and those that follow from them, in the treatment's own words."""
+        derived = self.derive(settings)
+        return self.fix(self._words(derived), finding, layers=layers, settings=derived)
 
     def fix(
         self,
@@ -78,6 +87,25 @@ class RemedyDefinition:
             self.checkpoint,
             self.citation,
         )
+
+
+def remedy(name: str, title: str, citation: str, **fields: Any) -> Callable[[Propose], RemedyDefinition]:
+    """Makes a remedy of the function that proposes it: `propose(finding, measurement)` gives the settings for this model (for no finding in
+    particular when it is None, as a trial asks), or nothing when it does not fit; it reads plain numbers only. `fields`: of the definition.
+    """
+    return lambda propose: RemedyDefinition(propose, name, title, citation, **fields)
+
+
+# Remedies by their stage, and how safe most of it are.
+wiring = partial(remedy, stage="wiring", applicability="safe")
+of_loss = partial(remedy, stage="loss", applicability="unsafe")
+of_data = partial(remedy, stage="data", applicability="safe")
+CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
+initial = partial(remedy, stage="initialization", applicability="safe", checkpoint=CHECKPOINT)
+rebuilding = partial(remedy, stage="architecture", applicability="unsafe")
+optimizing = partial(remedy, stage="optimizer", applicability="safe")
+clipping = partial(remedy, stage="clipping", applicability="safe")
+regularizing = partial(remedy, stage="regularization", applicability="safe")
 
 
 def changes_loss(applied: Sequence[Fix]) -> bool:

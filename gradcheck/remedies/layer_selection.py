@@ -98,7 +98,3 @@ def weight_names(m: Measurement, layers: Sequence[Layer]) -> tuple[list[str], li
 def listed(names: Sequence[str]) -> str:
     """A list of names as one setting."""
     return ",".join(names)
-
-
-def several(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -9,19 +9,13 @@ from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import lsuv, write_values, write_weights
-from gradcheck.remedies.loop import (
-    write_clipping,
-    write_epochs,
-    write_once,
-    write_steps,
-    write_targets,
-)
+from gradcheck.remedies.loop import write_clipping, write_epochs, write_once, write_steps, write_targets
 from gradcheck.remedies.loss import stability, write_loss
 from gradcheck.remedies.normalization import layers
 from gradcheck.remedies.optimizer import schedule, write_settings
 from gradcheck.remedies.precision import regions
 from gradcheck.remedies.recurrence import gates
-from gradcheck.remedies.regularization import dropout, write_augmentation, write_step_hooks
+from gradcheck.remedies.regularization import augmentation, dropout, penalties
 from gradcheck.remedies.residual import write_branches
 from gradcheck.remedies.transformer import blocks
 from gradcheck.remedies.wiring import write_parameters, zero_derivatives
@@ -51,9 +45,9 @@ MODULES = (
     write_settings,
     schedule,
     gradients,
-    write_step_hooks,
+    penalties,
     dropout,
-    write_augmentation,
+    augmentation,
 )
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
 

@@ -59,14 +59,7 @@ class Bench:
         """A run that is judged by the rules about its loop; trainings in `whole` by all rules; None: all are."""
         return run_script(spec, lambda trainings: loops_judged(trainings, self.settings, whole))
 
-    def judge(
-        self,
-        fixes: Sequence[Fix],
-        report: Report,
-        before: Version,
-        after: Version,
-        beside: Sequence[Fix] = (),
-    ) -> list[Judged]:
+    def judge(self, fixes: Sequence[Fix], report: Report, before: Version, after: Version, beside: Sequence[Fix] = ()) -> list[Judged]:
         """What the edited script shows of fixes for one training, which was told of in `report`. `beside`: its other edits."""
         found = [self._seen(p, report, before[1], after[1]) for p in fixes]
         failed = [f for f in found if f.outcome.status != "kept"]

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.diff import document
+from gradcheck.report.diff import document, value_of
 from gradcheck.report.formatting import clean
-from gradcheck.report.html.markup import tag
+from gradcheck.report.html.markup import table, tag
 from gradcheck.report.table import aligned
 from gradcheck.saved_run import as_plain
 from gradcheck.types.bisection import Bisection, Parting, StepDistances
@@ -41,11 +40,11 @@ def row(parting: Parting) -> tuple[str, ...]:
     name = parting.a if parting.a in (parting.b, "") or parting.b in ("", "-") else f"{parting.a} = {parting.b}"
     name = parting.b if parting.a == "-" else name
     name = f"{name or '(model)'}{f' #{parting.call + 1}' if parting.call else ''}"
-    return str(parting.step), parting.kind, name, value(parting.distance), value(parting.limit)
+    return str(parting.step), parting.kind, name, value_of(parting.distance), value_of(parting.limit)
 
 
 def step_row(step: StepDistances) -> tuple[str, ...]:
-    return str(step.step), *(value(v) for v in (step.activations, step.gradients, step.updates, step.noise))
+    return str(step.step), *(value_of(v) for v in (step.activations, step.gradients, step.updates, step.noise))
 
 
 def shown_steps(found: Bisection) -> list[StepDistances]:
@@ -53,10 +52,6 @@ def shown_steps(found: Bisection) -> list[StepDistances]:
     first = found.partings[0].step if found.partings else 0
     kept = [s for s in found.steps if first - 1 <= s.step < first - 1 + SHOWN_STEPS]
     return kept if found.steps[-1] in kept else [*kept[:-1], found.steps[-1]]
-
-
-def value(number_: float | None) -> str:
-    return "-" if number_ is None else number(number_)
 
 
 COLORS = {"equal": "good", "within-noise": "good", "parted": "error", "not-comparable": "soft"}
@@ -74,9 +69,9 @@ def page(found: Bisection) -> str:
         words = any(p.distance is None for p in found.partings)  # the columns say it otherwise
         rows = [row(p) + ((p.what if p.distance is None else "",) if words else ()) for p in found.partings]
         columns = ("step", "what", "layer or tensor", "distance", "limit", *(("in words",) if words else ()))
-        parts.append(_table("Where they part first", columns, rows))
+        parts.append(tag("section", table(columns, rows, "Where they part first")))
     if found.steps:
-        parts.append(_table("Largest relative distance in each step", COLUMNS, [step_row(s) for s in found.steps]))
+        parts.append(tag("section", table(COLUMNS, map(step_row, found.steps), "Largest relative distance in each step")))
     if found.notes:
         parts.append(tag("section", tag("h2", "Not compared"), _list(found.notes)))
     return document("gradcheck bisect: A against B", f"gradcheck bisect: {found.a}, {found.b}", parts)
@@ -84,9 +79,3 @@ def page(found: Bisection) -> str:
 
 def _list(lines: Sequence[str]) -> Markup | None:
     return tag("ul", [tag("li", line) for line in lines]) if lines else None
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Markup:
-    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
-    body = tag("tbody", [tag("tr", [tag("td", cell) for cell in cells]) for cells in rows])
-    return tag("section", tag("div", tag("table", tag("caption", title), head, body), class_="wide", tabindex=0))

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gradcheck.analysis.wording import reason
-from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree
+from gradcheck.analysis.wording import counted
+from gradcheck.report.formatting import clean, collapse, conditions, measured, summary, tree, with_reason
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import explained, place
-from gradcheck.types.finding import Finding, Remedy
+from gradcheck.types.finding import Finding
 from gradcheck.types.report import Report
 
 MOST_TOKENS = 800
@@ -86,14 +86,10 @@ def _finding(report: Report, finding: Finding, below: Sequence[Finding], detaile
     lines += [f"  measured: {_cut(measured(e))}" for e in finding.evidence[:1]]
     if finding.layers:
         lines.append(f"  layers: {_cut(', '.join(collapse(x or '(model)' for x in finding.layers)))}")
-    lines += [f"  help: {_remedy(remedy)}" for remedy in finding.remedies[:MOST_REMEDIES]]
+    lines += [f"  help: {with_reason(replace(r, text=_cut(r.text)))}" for r in finding.remedies[:MOST_REMEDIES]]
     if below:
         lines.append(f"  follows: {', '.join(dict.fromkeys(f.name for f in below))}")
     return lines
-
-
-def _remedy(remedy: Remedy) -> str:
-    return _cut(remedy.text) + (f" (unsafe: {reason(remedy.name)})" if remedy.applicability == "unsafe" else "")
 
 
 def _next(report: Report, step: NextStep) -> str:

@@ -2,14 +2,14 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from gradcheck.analysis.curves import told
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.report import outcomes, trial
 from gradcheck.report.formatting import (
     GUTTER,
@@ -17,7 +17,6 @@ from gradcheck.report.formatting import (
     clean,
     collapse,
     conditions,
-    counted,
     gradient_over_depth,
     guesses,
     looked,
@@ -32,7 +31,6 @@ from gradcheck.report.rows import unmeasured
 from gradcheck.report.table import forecast_table, profile_table
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -164,7 +162,7 @@ class _Page:
 
     def numbers(self, finding: Finding) -> None:
         """The `measured:` lines, and the gradient over depth for findings about the signal."""
-        m, label = self.report.measurement, "measured:"
+        label = "measured:"
         for evidence in finding.evidence:
             text = measured(evidence)
             if evidence.spread is not None:
@@ -172,11 +170,8 @@ class _Page:
                 text += f"   {counted(len(self.report.measurements), 'seed')}, spread {number(low)}..{number(high)}"
             self.labelled(label, "", text)
             label = " " * len(label)
-        if finding.code.rstrip("0123456789") in SIGNAL_FAMILIES or finding.code in SIGNAL_CODES:
-            self.spark(m, label)
-
-    def spark(self, m: Measurement, label: str) -> None:
-        if line := gradient_over_depth(m):
+        about_signal = finding.code.rstrip("0123456789") in SIGNAL_FAMILIES or finding.code in SIGNAL_CODES
+        if about_signal and (line := gradient_over_depth(self.report.measurement)):
             self.labelled(label, "", f"gradient over depth {line}")
 
     def states(self) -> None:
@@ -188,16 +183,15 @@ class _Page:
 
     def treatment(self) -> None:
         """What was tried against the findings; nothing if the scan tried nothing."""
-        for line in outcomes.lines(self.report):
-            if isinstance(line, outcomes.Labelled):
-                self.labelled(line.label, line.style, line.text)
-            else:
-                self.add(*line)
+        self.told(outcomes.lines(self.report))
 
     def trial(self, everything: bool) -> None:
         """How remedies fared against each other; nothing for a report without a trial."""
         self.blank()
-        for line in trial.lines(self.report, everything=everything):
+        self.told(trial.lines(self.report, everything=everything))
+
+    def told(self, lines: Iterable[outcomes.Line]) -> None:
+        for line in lines:
             if isinstance(line, outcomes.Labelled):
                 self.labelled(line.label, line.style, line.text)
             else:
@@ -205,16 +199,11 @@ class _Page:
 
     def profile(self, everything: bool) -> None:
         self.blank()
-        header, *rows = profile_table(self.report.measurement, everything=everything)
-        self.add((header, "bold"))
-        for row in rows:
-            self.add(row)
-        forecast = forecast_table(self.report.measurement, everything=everything)
-        if forecast:
-            self.blank()
-            self.add((forecast[0], "bold"))
-            for row in forecast[1:]:
-                self.add(row)
+        for table in (profile_table, forecast_table):
+            rows = table(self.report.measurement, everything=everything)
+            if rows:
+                self.blank()
+                self.told([((rows[0], "bold"),), *((row,) for row in rows[1:])])
 
     def tail(self, written: bool = False) -> None:
         self.blank()

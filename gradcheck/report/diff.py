@@ -1,9 +1,7 @@
 """Differences between two runs as text, Markdown, JSON, and as a page: one file without scripts, nothing from the network."""
 
 import json
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any
 
 from markupsafe import Markup
@@ -12,8 +10,9 @@ from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.analysis.wording import number
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
 from gradcheck.report.formatting import clean, looked
-from gradcheck.report.html.markup import join, tag, variables
+from gradcheck.report.html.markup import Child, html_page, join, table, tag, variables
 from gradcheck.report.markdown import MARKER, code, escape
+from gradcheck.report.table import aligned
 from gradcheck.saved_run import as_plain
 from gradcheck.types.finding import Evidence
 
@@ -25,9 +24,8 @@ def text(differences: Sequence[TargetDiff], tolerance: float) -> str:
     blocks = []
     for difference in differences:
         rows = [("", "base", "head", ""), *(_number_row(n) for n in changed(difference)), *(_row(c) for c in listed(difference))]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        blocks.append([clean(_heading(difference)), *(table if len(rows) > 1 else []), counts(difference), *in_part(difference)])
+        shown = aligned(rows, left=4) if len(rows) > 1 else []
+        blocks.append([clean(f"{difference.target}{_side(difference)}"), *shown, counts(difference), *in_part(difference)])
     return "\n\n".join("\n".join(block) for block in blocks) + f"\n{method(tolerance)}\n"
 
 
@@ -45,10 +43,6 @@ def markdown(differences: Sequence[TargetDiff], tolerance: float) -> str:
 
 def as_json(differences: Sequence[TargetDiff], tolerance: float) -> str:
     return json.dumps({"schema_version": 1, "tolerance": tolerance, "targets": [_plain(d) for d in differences]}, indent=2) + "\n"
-
-
-def _heading(difference: TargetDiff) -> str:
-    return f"{difference.target}{_side(difference)}"
 
 
 def _side(difference: TargetDiff) -> str:
@@ -150,6 +144,7 @@ def _number(change: NumberChange) -> dict[str, Any]:
 
 # A sign to show beside the word for every state, and its colour.
 SIGNS = {"new": "+", "worse": "▼", "better": "▲", "fixed": "✓", "unchanged": "=", "unknown": "?", "changed": "~"}
+COLUMNS = ("", "what", "base", "head")
 COLORS = {"new": "error", "worse": "error", "better": "good", "fixed": "good"}
 
 STYLE = """
@@ -182,20 +177,7 @@ def page(differences: Sequence[TargetDiff], tolerance: float) -> str:
 
 def document(heading: str, title: str, parts: Sequence[Markup]) -> str:
     """A page of tables."""
-    style = Markup(variables() + STYLE)
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", style),
-    )
-    main = tag("main", tag("h1", heading), parts)
-    return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n"
+    return html_page(title, Markup(variables() + STYLE), tag("main", tag("h1", heading), parts))
 
 
 def _target(difference: TargetDiff) -> Markup:
@@ -203,23 +185,15 @@ def _target(difference: TargetDiff) -> Markup:
     parts = [tag("h2", tag("code", difference.target), side), tag("p", counts(difference))]
     parts += [tag("p", tag("b", line)) for line in in_part(difference)]
     if rows := [_html_finding(change) for change in listed(difference)]:
-        parts.append(_table("Findings", rows))
+        parts.append(table(COLUMNS, rows, "Findings"))
     if rows := [_html_number(change) for change in changed(difference)]:
-        parts.append(_table("Scores and numbers", rows))
-    same = [change for change in difference.findings if change.state == "unchanged"]
-    if same:
-        parts.append(
-            tag("details", tag("summary", f"Unchanged findings ({len(same)})"), _table("", [_html_finding(change) for change in same]))
-        )
+        parts.append(table(COLUMNS, rows, "Scores and numbers"))
+    if same := [_html_finding(change) for change in difference.findings if change.state == "unchanged"]:
+        parts.append(tag("details", tag("summary", f"Unchanged findings ({len(same)})"), table(COLUMNS, same)))
     return tag("section", parts)
 
 
-def _table(title: str, rows: Sequence[Markup]) -> Markup:
-    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in ("", "what", "base", "head")]))
-    return tag("div", tag("table", tag("caption", title) if title else None, head, tag("tbody", rows)), class_="wide", tabindex=0)
-
-
-def _html_finding(change: FindingChange) -> Markup:
+def _html_finding(change: FindingChange) -> tuple[Child, ...]:
     quantity = next((e.quantity for e in (change.after, change.before) if e is not None), "")
     said = join(tag("b", name_of(change)), " ", severity_of(change), tag("div", change.finding.message, class_="soft"))
     measured = tag("div", quantity, class_="soft") if quantity else None
@@ -227,11 +201,11 @@ def _html_finding(change: FindingChange) -> Markup:
     return _html_row(change.state, join(said, measured), values)
 
 
-def _html_number(change: NumberChange) -> Markup:
+def _html_number(change: NumberChange) -> tuple[Child, ...]:
     return _html_row(change.state, join(name_of(change)), [value_of(change.before), value_of(change.after)])
 
 
-def _html_row(state: str, what: Markup, values: Sequence[str]) -> Markup:
+def _html_row(state: str, what: Markup, values: Sequence[str]) -> tuple[Child, ...]:
     assert state in (*STATES, "changed")
     shown = tag("td", tag("span", SIGNS[state], aria_hidden="true"), f" {state}", class_=f"state {COLORS.get(state, 'soft')}")
-    return tag("tr", shown, tag("td", what), [tag("td", value, class_="number") for value in values])
+    return shown, what, *(tag("td", value, class_="number") for value in values)

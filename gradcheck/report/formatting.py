@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from rich.cells import cell_len
 from rich.text import Text
 
-from gradcheck.analysis.wording import number, reason
+from gradcheck.analysis.wording import counted, number, reason
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Location
@@ -43,10 +43,6 @@ def measured(evidence: Evidence) -> str:
     value, limit = apart(evidence.value, evidence.limit)
     healthy = f"needs {HEALTHY[evidence.comparison]} {limit}" if evidence.comparison in HEALTHY else f"faulty at exactly {limit}"
     return f"{evidence.quantity} = {value}{unit}{place}   ({healthy})"
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 or noun == "info" else f"{count} {noun}s"
 
 
 def scaled(value: float | None) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
+from gradcheck.analysis.wording import counted
 from gradcheck.errors import SavedRunError
-from gradcheck.report.formatting import View, clean, counted, summary, tree
+from gradcheck.report.formatting import View, clean, summary, tree
 from gradcheck.report.rows import NAME, Notice, Row, end_line, explained, listed, notices, numbers, place, rows, sentences
 from gradcheck.saved_run import line
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
@@ -18,10 +19,7 @@ from gradcheck.types.report import Report
 
 
 def concise_lines(report: Report) -> list[str]:
-    """One line per headline, then the counts, and why a run was judged in part.
-
-    A finding without a location is shown at the line that makes the model.
-    """
+    """One line per headline, at the line that makes the model where it has none, the counts, and why a run was judged in part."""
     rows = [f"{place(report, f)}: {f.name} ({f.code}) {f.message}" for f, _ in tree(report.findings)]
     part = explained(report) if report.coverage.in_part else []
     return [clean(row) for row in [*rows, summary(report), *part]]
@@ -218,7 +216,7 @@ def github(reports: Sequence[Report], view: View | None = None) -> str:
     listed = rows(reports)
     annotated = [row for severity in SEVERITIES for row in [r for r in listed if r.finding.severity == severity][:MOST]]
     left = [row for row in listed if row not in annotated]
-    lines = [_command(row) for row in annotated]
+    lines = [_annotation(COMMANDS[r.finding.severity], r.place, r.title, "\n".join(sentences(r))) for r in annotated]
     level = "warning" if view is not None and view.allow_partial else "error"
     lines += [_annotation(level, notice.place, f"{NAME} {notice.report.target}", notice.text) for notice in notices(reports)]
     lines += [clean(f"{row.place}: {row.title} {sentences(row)[0]}") for row in left]
@@ -226,10 +224,6 @@ def github(reports: Sequence[Report], view: View | None = None) -> str:
     if left:
         lines.append(f"{len(left)} more not annotated (GitHub shows {MOST} of a level): the lines above name them")
     return "".join(f"{line}\n" for line in lines)
-
-
-def _command(row: Row) -> str:
-    return _annotation(COMMANDS[row.finding.severity], row.place, row.title, "\n".join(sentences(row)))
 
 
 def _annotation(level: str, place: Location, title: str, text: str) -> str:

@@ -65,11 +65,7 @@ def _layers(frame: Frame) -> list[RenderableType]:
         return []
     table = Table.grid(padding=(0, 2))
     for layer in frame.layers:
-        cells = (
-            ("gradient", layer.gradient, number),
-            ("update", layer.update, percent),
-            ("dead", layer.dead, percent),
-        )
+        cells = (("gradient", layer.gradient, number), ("update", layer.update, percent), ("dead", layer.dead, percent))
         table.add_row(
             Text(clean(layer.name or "(model)"), style="cyan", no_wrap=True, overflow="ellipsis"),
             *(Text(f"{name} {show(value)}") if value is not None else Text("") for name, value, show in cells),
@@ -78,19 +74,19 @@ def _layers(frame: Frame) -> list[RenderableType]:
 
 
 def _spikes(spikes: Sequence[str], width: int) -> list[Text]:
-    rows = [Text.assemble(("spike: ", "yellow"), clean(spike), no_wrap=True, overflow="ellipsis") for spike in spikes]
-    for row in rows:
-        row.truncate(max(20, width - 1), overflow="ellipsis")
-    return rows
+    return [_row("spike: ", "yellow", spike, width) for spike in spikes]
+
+
+def _row(label: str, style: str, text: str, width: int) -> Text:
+    """In one line of the terminal."""
+    row = Text.assemble((label, style), clean(text), no_wrap=True, overflow="ellipsis")
+    row.truncate(max(20, width - 1), overflow="ellipsis")
+    return row
 
 
 def _findings(findings: Sequence[LiveFinding], width: int) -> list[Text]:
-    rows = [
-        Text.assemble((f"{f.severity}: ", STYLES[f.severity]), clean(f"{f.name} ({f.code}) {f.message}"), no_wrap=True, overflow="ellipsis")
-        for f in findings[:SHOWN_FINDINGS]
-    ]
-    for row in rows:
-        row.truncate(max(20, width - 1), overflow="ellipsis")
+    shown = findings[:SHOWN_FINDINGS]
+    rows = [_row(f"{f.severity}: ", STYLES[f.severity], f"{f.name} ({f.code}) {f.message}", width) for f in shown]
     more = len(findings) - SHOWN_FINDINGS
     return [*rows, Text(f"{more} more", style="dim")] if more > 0 else rows
 

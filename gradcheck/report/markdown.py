@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.judge.scores import Score, scores
-from gradcheck.report.formatting import clean, collapse, conditions, counted, snippet, summary
+from gradcheck.report.formatting import clean, collapse, conditions, snippet, summary
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import Row, explained, numbers, rows
 from gradcheck.types.finding import Severity

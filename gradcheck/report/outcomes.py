@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import GUTTER, HEALTHY, apart, clean, counted, spark
+from gradcheck.analysis.wording import counted, number
+from gradcheck.report.formatting import GUTTER, HEALTHY, apart, clean, spark
 from gradcheck.types.fix import TIME_WAS_UP, Change, Effect, Outcome, Proof
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
@@ -39,7 +39,7 @@ def lines(report: Report) -> Iterator[Line]:
     """Nothing for a scan that tried no remedies."""
     kept = [o for o in report.outcomes if o.status == "kept"]
     for i, outcome in enumerate(kept, 1):
-        yield from _remedy(i, outcome, report)
+        yield from _remedy(i, outcome, "without it" if len(kept) > 1 else "untreated")
     yield from _listed("tried:", [o for o in report.outcomes if o.status in TRIED])
     yield from _listed("not tried:", [o for o in report.outcomes if o.status == "untried"])
     advice = [o for o in report.outcomes if o.status == "advice"]
@@ -56,16 +56,16 @@ def tail(report: Report, *, written: bool = False) -> str:
     """`Would apply 2 remedies: cures OPT001; left: GRAD001.` `written`: those that have an edit are in the source."""
     kept = [o for o in report.outcomes if o.status == "kept"]
     unsafe = sum(o.status == "untried" and o.prescription.applicability == "unsafe" for o in report.outcomes)
-    more = f" {counted(unsafe, 'more remedy' if unsafe == 1 else 'more remedie')} with --unsafe-fixes." if unsafe else ""
+    more = f" {counted(unsafe, 'more remedy')} with --unsafe-fixes." if unsafe else ""
     if not kept or report.proof is None:
         faulty = report.count("error") + report.count("warning")
         late = [o for o in report.outcomes if o.status == "untried" and o.reason == TIME_WAS_UP]
         if late:
-            remedies = counted(len(late), "remedy") if len(late) == 1 else f"{len(late)} remedies"
+            remedies = counted(len(late), "remedy")
             return f"Time ran out before {remedies} for {counted(faulty, 'finding')} could be tried: raise --budget.{more}"
         return (f"No remedy was found for {counted(faulty, 'finding')}." if faulty else "Nothing to fix.") + more
     editable = sum(bool(o.diff) for o in kept)
-    remedies = counted(len(kept), "remedy") if len(kept) == 1 else f"{len(kept)} remedies"
+    remedies = counted(len(kept), "remedy")
     left = f"; left: {', '.join(report.proof.left)}" if report.proof.left else "; nothing is left"
     cured = f"cures {', '.join(report.proof.cured)}" if report.proof.cured else "cures no finding, but training improves"
     if written and editable < len(kept):
@@ -74,7 +74,7 @@ def tail(report: Report, *, written: bool = False) -> str:
     return f"{verb} {remedies}{in_source}: {cured}{left}.{more}"
 
 
-def _remedy(index: int, outcome: Outcome, report: Report) -> Iterator[Line]:
+def _remedy(index: int, outcome: Outcome, without: str) -> Iterator[Line]:
     p = outcome.prescription
     yield ("",)
     style = APPLICABILITY_STYLES[p.applicability]
@@ -87,14 +87,10 @@ def _remedy(index: int, outcome: Outcome, report: Report) -> Iterator[Line]:
         yield Labelled(label, "", _change(change))
         label = " " * len(label)
     if outcome.effect is not None:
-        yield from _trained(outcome.effect, outcome.base, outcome.treated, "without it" if len(_kept(report)) > 1 else "untreated")
+        yield from _trained(outcome.effect, outcome.base, outcome.treated, without)
     for note in (outcome.reason, p.checkpoint and f"checkpoints: {p.checkpoint}", p.citation and f"source: {p.citation}"):
         if note:
             yield Labelled("note:", "bold yellow", note)
-
-
-def _kept(report: Report) -> list[Outcome]:
-    return [o for o in report.outcomes if o.status == "kept"]
 
 
 def _diff(diff: str) -> Iterator[Line]:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import BLOCKS, clean, counted, evenly
+from gradcheck.analysis.wording import counted, number
+from gradcheck.report.formatting import BLOCKS, clean, evenly
 from gradcheck.report.outcomes import ADDED, REMOVED, Labelled, Line
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, TrialResult

@@ -70,12 +70,7 @@ class TrialLab(Lab):
         return in_untreated_units(judge, base, treated)
 
     def run(
-        self,
-        seed: int,
-        fixes: Sequence[Fix],
-        steps: int,
-        deadline: float = math.inf,
-        watch: Callable[[Trainer], bool] | None = None,
+        self, seed: int, fixes: Sequence[Fix], steps: int, deadline: float = math.inf, watch: Callable[[Trainer], bool] | None = None
     ) -> Result:
         """Trains the treated copy of a seed. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
         treated = self.treated(fixes, seed) if fixes else self.base(seed)

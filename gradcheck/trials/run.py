@@ -3,11 +3,11 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gradcheck.config.settings import Settings
-from gradcheck.errors import GradcheckError
+from gradcheck.errors import ConfigError, GradcheckError
 from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import Progress, scan_workload
@@ -24,7 +24,7 @@ from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked,
 from gradcheck.trials.rounds import NEXT_TO, Tournament
 from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric, explained, verdict
 from gradcheck.trials.yardstick import yardstick_of
-from gradcheck.types.measurement import Assumption
+from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.trial import SearchPoint, Task, TrialResult
 from gradcheck.version import __version__
@@ -130,9 +130,16 @@ def _relevant(start: float, chance: float | None) -> float:
 def _searched(tournament: Tournament, options: Options, report: Report) -> tuple[SearchPoint, ...]:
     if options.search is None:
         return ()
-    from gradcheck.trials.search import search
+    return require_search()(tournament, options, report.measurement)
 
-    return search(tournament, options, report.measurement)
+
+def require_search() -> Callable[[Tournament, Options, Measurement], tuple[SearchPoint, ...]]:
+    """Raises ConfigError when the extra is missing."""
+    try:
+        from gradcheck.trials.search import search
+    except ImportError as error:
+        raise ConfigError("a search needs optuna, which is not installed", hint="pip install 'gradcheck[search]'") from error
+    return search
 
 
 def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:

@@ -13,6 +13,9 @@ from statistics import fmean
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from gradcheck import files
 from gradcheck.errors import ConfigError
@@ -32,15 +35,6 @@ from gradcheck.types.trial import SearchPoint
 SHARE = 0.5  # of the time that is left
 SEEDS = (0, 1)  # that every strength is tried on; the final has others
 STARTUP, WARMUP = 3, 3  # trials, and checkpoints of a trial, before anything is pruned: UX, Optuna for trialling remedies
-
-
-def require_optuna() -> Any:
-    """Raises ConfigError when the extra is missing."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("a search needs optuna, which is not installed", hint="pip install 'gradcheck[search]'") from error
-    return optuna
 
 
 @dataclass(frozen=True)
@@ -77,27 +71,26 @@ class Order:
 
 def search(tournament: Tournament, options: Options, measurement: Measurement) -> tuple[SearchPoint, ...]:
     """Tries strengths, and leaves in the tournament each remedy at its best one. Returns everything that was tried."""
-    optuna = require_optuna()
     quests = [
         Quest(c, within(CATALOGUE[c.name], measurement), f"{tournament.lab.workload.name}: {c.name}")
         for c in tournament.candidates
         if not c.failure and CATALOGUE[c.name].strengths
     ]
-    with _quiet(optuna), _place(options, tournament.pool.workers) as place:
-        storage = _opened(optuna, place)
-        tournament.plan = _agreed_plan(optuna, storage, quests, tournament, options)
+    with _quiet(), _place(options, tournament.pool.workers) as place:
+        storage = _opened(place)
+        tournament.plan = _agreed_plan(storage, quests, tournament, options)
         deadline = time.perf_counter() + SHARE * (tournament.deadline - time.perf_counter())
         order = Order(quests, options, place, tournament.plan.steps, deadline, tournament.deadline)
         try:
             _try_all(tournament, order, storage)
         finally:  # what was found before an interrupt counts, too
-            points = tuple(p for quest in quests for p in _points(optuna, storage, quest))
+            points = tuple(p for quest in quests for p in _points(storage, quest))
             tournament.candidates = [_at_best(c, quests, points) for c in tournament.candidates]
     return points
 
 
 @contextlib.contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No log lines and no warnings about features that may change, in our use of Optuna only."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -119,11 +112,8 @@ def _place(options: Options, workers: int) -> Iterator[str | None]:
         yield str(Path(folder) / "study.log")
 
 
-def _opened(optuna: Any, place: str | None) -> Any:
+def _opened(place: str | None) -> Any:
     """Optuna's storage. Every process opens its own. Raises ConfigError when it cannot be used."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     if place is None:
         return optuna.storages.InMemoryStorage()
     try:
@@ -147,7 +137,7 @@ def _refuse_other_files(path: Path) -> None:
             raise ValueError("it is not a journal of Optuna's")
 
 
-def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], tournament: Tournament, options: Options) -> Plan:
+def _agreed_plan(storage: Any, quests: Sequence[Quest], tournament: Tournament, options: Options) -> Plan:
     """The tournament's, with the steps of the study that is gone on with, since values after other numbers of steps cannot be compared."""
     known = {s.study_name: s.user_attrs.get("steps") for s in optuna.get_all_study_summaries(storage)}
     stored = next((known[q.study] for q in quests if known.get(q.study)), None)
@@ -179,7 +169,7 @@ def _try_all(tournament: Tournament, order: Order, storage: Any) -> None:
 
 def _work(lab: TrialLab, order: Order) -> None:
     """In a process of its own, with its own access to the study."""
-    _try_here(lab, order, _opened(require_optuna(), order.place), lambda what: None)
+    _try_here(lab, order, _opened(order.place), lambda what: None)
 
 
 def _try_here(lab: TrialLab, order: Order, storage: Any, tick: Callable[[str], None]) -> None:
@@ -194,8 +184,6 @@ def _try_here(lab: TrialLab, order: Order, storage: Any, tick: Callable[[str], N
 
 
 def _study(quest: Quest, options: Options, storage: Any, steps: int) -> optuna.Study:
-    import optuna
-
     samplers = {
         "random": lambda: optuna.samplers.RandomSampler(seed=0),
         "bayes": lambda: optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=4),
@@ -243,8 +231,6 @@ def _open_trials(study: optuna.Study, quest: Quest, options: Options) -> int:
 
 def _answer(lab: TrialLab, order: Order, quest: Quest, study: optuna.Study, asked: optuna.Trial) -> None:
     """Trains with the proposed strength. Pruned if its first seed lags behind; failed if it diverges or cannot be applied."""
-    from optuna.trial import TrialState
-
     values = {s.setting: asked.suggest_float(s.setting, s.low, s.high, log=s.log) for s in quest.strengths}
     found: list[float] = []
 
@@ -271,7 +257,7 @@ def _answer(lab: TrialLab, order: Order, quest: Quest, study: optuna.Study, aske
     study.tell(asked, value if math.isfinite(value) else None, TrialState.COMPLETE if math.isfinite(value) else TrialState.FAIL)
 
 
-def _points(optuna: Any, storage: Any, quest: Quest) -> list[SearchPoint]:
+def _points(storage: Any, quest: Quest) -> list[SearchPoint]:
     try:
         study = optuna.load_study(study_name=quest.study, storage=storage)
     except KeyError:  # time ran out before its first trial

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median, stdev
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import counted
+from gradcheck.analysis.wording import counted, number
 from gradcheck.training.paired import paired_effect
 from gradcheck.training.result import Result
 from gradcheck.trials.lab import OTHER_LOSS, Answer

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.measure.checks.balance import traded
 from gradcheck.measure.checks.embeddings import is_embedding, outermost, spread_of
-from gradcheck.remedies.loss.term_weight import KL_WEIGHT, STOP_GRADIENT
+from gradcheck.remedies.loss.term_weight import kl_weight, stop_gradient
 from gradcheck.types.checks import LossTerm
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -33,12 +33,12 @@ class Yardstick:
 def yardstick_of(fixes: Iterable[Fix], m: Measurement) -> Yardstick | None:
     """For the first remedy that mends a loss by which a failed training looks best."""
     for fix in fixes:
-        if fix.treatment == KL_WEIGHT.name and m.imbalance is not None:
+        if fix.treatment == kl_weight.name and m.imbalance is not None:
             how = "the error, times e to twice the divergence for each of its entries (a cross entropy: plus the divergence)"
             pair = m.imbalance
             made = functools.partial(_Together, strong=pair.strong, weak=pair.weak)
             return Yardstick("error and divergence", made, f"{how}: the loss is least where the divergence wins")
-        if fix.treatment == STOP_GRADIENT.name:
+        if fix.treatment == stop_gradient.name:
             how = "how far the normalised embeddings are from lying all around (0; one point: 1)"
             return Yardstick("lack of spread", _LackOfSpread, f"{how}: the loss is least where they are one point")
     return None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.activation.hidden import INSERT, REMOVE, REPLACE
+from gradcheck.remedies.activation.hidden import insert_activation, remove_output_activation, replace_activation
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, proposed, treated, unchanged, workload
@@ -38,7 +38,7 @@ def test_a_stack_of_sigmoids_becomes_one_of_relus(make: type[nn.Module]) -> None
     model = make()
     before = gradient_trend(measured(model))
     with unchanged(model):
-        one = treated(REPLACE, model, finding("ACT003"))
+        one = treated(replace_activation, model, finding("ACT003"))
     m = measured(one.model)
     assert {x.function for x in m.layers if x.kind == "activation"} == {"relu"}
     assert before.total > 5 and abs(gradient_trend(m).total) < 1.5
@@ -47,7 +47,7 @@ def test_a_stack_of_sigmoids_becomes_one_of_relus(make: type[nn.Module]) -> None
 
 
 def test_all_layers_of_the_loop_are_initialised_for_the_new_activation() -> None:
-    p = proposed(REPLACE, Calls(), finding("ACT003"))
+    p = proposed(replace_activation, Calls(), finding("ACT003"))
     assert p.layers == (":sigmoid",) and p.settings["new"] == "relu"
     assert str(p.settings["initialized"]).split(",") == [f"layers.{i}" for i in range(10)]
 
@@ -55,7 +55,7 @@ def test_all_layers_of_the_loop_are_initialised_for_the_new_activation() -> None
 def test_dead_units_leak_and_keep_their_weights() -> None:
     model = plain(3)
     nn.init.constant_(model[2].bias, -30.0)  # type: ignore[arg-type]
-    one = treated(REPLACE, model, finding("ACT002", "3"))
+    one = treated(replace_activation, model, finding("ACT002", "3"))
     assert isinstance(one.model[3], nn.LeakyReLU) and isinstance(one.model[1], nn.ReLU)
     assert list(one.model.state_dict()) == list(model.state_dict())
     x = model[:3](one.workload.batches[0][0])
@@ -88,10 +88,10 @@ class Inside(nn.Module):
 @pytest.mark.parametrize("way", ["stack", "index", "loop"])
 def test_a_module_is_not_taken_for_the_activation_inside_of_it(way: str) -> None:
     model = Inside(way)
-    inner = [name for p in REPLACE.propose(finding("ACT002"), measured(model)) for name in p.layers if name.endswith(":relu")]
+    inner = [name for p in replace_activation.propose(finding("ACT002"), measured(model)) for name in p.layers if name.endswith(":relu")]
     assert inner
     with unchanged(model), pytest.raises(Inapplicable, match="it lies in a module that is called at"):
-        treated(REPLACE, model, finding("ACT002", *inner))
+        treated(replace_activation, model, finding("ACT002", *inner))
 
 
 def test_gates_and_outputs_stay() -> None:
@@ -104,13 +104,13 @@ def test_gates_and_outputs_stay() -> None:
             x = torch.relu(self.first(x))
             return torch.sigmoid(self.head(x * torch.sigmoid(self.gate(x))))
 
-    names = [name for p in REPLACE.propose(None, measured(Gated())) for name in p.layers]
+    names = [name for p in replace_activation.propose(None, measured(Gated())) for name in p.layers]
     assert not any("sigmoid" in name for name in names)
 
 
 def test_nothing_is_replaced_in_a_trained_stack_without_its_weights_staying() -> None:
     m = measured(plain(10, nn.Sigmoid))
-    (p,) = REPLACE.propose(finding("ACT003"), replace(m, pretrained=True))
+    (p,) = replace_activation.propose(finding("ACT003"), replace(m, pretrained=True))
     assert "initialized" not in p.settings
 
 
@@ -129,7 +129,7 @@ class Affine(nn.Module):
 def test_the_usual_activation_comes_between_two_layers() -> None:
     model = Affine()
     with unchanged(model):
-        one = treated(INSERT, model, finding("ACT006", "first", "second"))
+        one = treated(insert_activation, model, finding("ACT006", "first", "second"))
     x = one.workload.batches[0][0]
     torch.testing.assert_close(outputs(one), model.head(F.gelu(model.second(F.gelu(model.first(x))))))
     assert not measured(one.model).pairs
@@ -147,7 +147,7 @@ class AffineCalls(nn.Module):
 def test_between_two_calls_too() -> None:
     model = AffineCalls()
     pair = measured(model).pairs[0]
-    one = treated(INSERT, model, finding("ACT006", pair.first, pair.second))
+    one = treated(insert_activation, model, finding("ACT006", pair.first, pair.second))
     x = one.workload.batches[0][0]
     torch.testing.assert_close(outputs(one), F.linear(torch.relu(F.linear(x, model.first)), model.second))
 
@@ -167,7 +167,7 @@ class Ending(nn.Module):
 @pytest.mark.parametrize("make", [Ending, lambda: nn.Sequential(nn.Linear(16, 4), nn.Softmax(dim=1))], ids=["call", "module"])
 def test_softmax_before_cross_entropy_goes(make: type[nn.Module]) -> None:
     model = make()
-    one, codes = cured(REMOVE, model, workload(model), "LOSS001")
+    one, codes = cured(remove_output_activation, model, workload(model), "LOSS001")
     layer = model.net if isinstance(model, Ending) else model[0]  # type: ignore[index]
     torch.testing.assert_close(outputs(one), layer(one.workload.batches[0][0]))
     assert "LOSS001" not in codes
@@ -178,13 +178,13 @@ def test_an_activation_that_hidden_layers_share_stays() -> None:
     model = nn.Sequential(nn.Linear(16, 8), act, nn.Linear(8, 1), act)
     data = [(x, (y > 1).float()[:, None]) for x, y in batches()]
     m = scan_workload(workload(model, data, loss=F.binary_cross_entropy_with_logits), Settings(fast=True)).measurement
-    assert m.losses[0].producer == "sigmoid" and not REMOVE.propose(finding("LOSS001", "1", "3"), m)
+    assert m.losses[0].producer == "sigmoid" and not remove_output_activation.propose(finding("LOSS001", "1", "3"), m)
 
 
 def test_softmax_over_one_unit_becomes_a_sigmoid_where_the_loss_takes_probabilities() -> None:
     model = nn.Sequential(nn.Linear(16, 1), nn.Softmax(dim=1))
     data = [(x, (y > 1).float()[:, None]) for x, y in batches()]
-    one, codes = cured(REMOVE, model, workload(model, data, loss=F.binary_cross_entropy), "LOSS001")
+    one, codes = cured(remove_output_activation, model, workload(model, data, loss=F.binary_cross_entropy), "LOSS001")
     assert isinstance(one.model[1], nn.Sigmoid) and "LOSS001" not in codes
     run = losses(one)
     assert run[-1] < run[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,9 +41,9 @@ def rates_of(optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
 
 def test_schedules_are_those_of_torch() -> None:
     schedulers = {
-        warming_up(5, 0.1): lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=5),
-        cosine(8): lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=8),
-        staircase(3, 0.1): lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=3, gamma=0.1),
+        partial(warming_up, 5, 0.1): lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=5),
+        partial(cosine, 8): lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=8),
+        partial(staircase, 3, 0.1): lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=3, gamma=0.1),
     }
     for factor, scheduler in schedulers.items():
         optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)
@@ -55,14 +56,14 @@ def test_schedules_are_those_of_torch() -> None:
 
 def test_a_warm_up_acts_during_the_step_and_puts_the_rate_back() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    RateSchedule(warming_up(4, 0.0)).attach(optimizer)
+    RateSchedule(partial(warming_up, 4, 0.0)).attach(optimizer)
     assert rates_of(optimizer, 6) == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5])
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_a_warm_up_multiplies_what_a_scheduler_sets() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    RateSchedule(warming_up(2, 0.5)).attach(optimizer)
+    RateSchedule(partial(warming_up, 2, 0.5)).attach(optimizer)
     optimizer.param_groups[0]["lr"] = 0.1
     assert rates_of(optimizer, 1) == pytest.approx([0.05])
 
@@ -70,7 +71,7 @@ def test_a_warm_up_multiplies_what_a_scheduler_sets() -> None:
 def test_a_step_that_raises_does_not_leave_the_rate_scaled() -> None:
     p = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([p], lr=0.5)
-    RateSchedule(warming_up(4, 0.5)).attach(optimizer)
+    RateSchedule(partial(warming_up, 4, 0.5)).attach(optimizer)
 
     def broken() -> float:
         raise ValueError("the user's closure")
@@ -84,7 +85,7 @@ def test_a_step_that_raises_does_not_leave_the_rate_scaled() -> None:
 def test_copies_carry_hooks_with_a_state_of_their_own() -> None:
     model = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    RateSchedule(warming_up(4, 0.0)).attach(optimizer)
+    RateSchedule(partial(warming_up, 4, 0.0)).attach(optimizer)
     rates_of(optimizer, 2)
     memo: dict[int, Any] = {}
     twin_model = copy.deepcopy(model, memo)

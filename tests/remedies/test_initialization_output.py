@@ -25,7 +25,7 @@ def test_logits_start_with_standard_deviation_one() -> None:
     nn.init.normal_(model[6].weight, std=20.0)
     nn.init.normal_(model[6].bias, std=5.0)
     with unchanged(model):
-        one = treated(output.HEAD_SCALING, model, finding("LOSS003", "6"))
+        one = treated(output.head_scaling, model, finding("LOSS003", "6"))
     assert outputs(one).std().item() == pytest.approx(1.0, rel=0.1)
     assert not one.model[6].bias.any()
     ratio = one.model[6].weight / model[6].weight
@@ -36,13 +36,13 @@ def test_a_bias_that_is_too_large_alone_is_zeroed_and_the_weights_stay() -> None
     model = plain(3)
     with torch.no_grad():
         model[6].bias.copy_(torch.tensor([50.0, 0.0, -50.0, 20.0]))
-    one = treated(output.HEAD_SCALING, model, finding("LOSS003", "6"))
+    one = treated(output.head_scaling, model, finding("LOSS003", "6"))
     assert outputs(one).std().item() < 1 and one.model[6].weight.abs().max() > 0.01
 
 
 def test_a_quiet_head_and_one_behind_an_explosion_are_left() -> None:
-    assert not output.HEAD_SCALING.propose(finding("LOSS003", "6"), measured(plain(3)))
-    assert not output.HEAD_SCALING.propose(None, measured(plain(12, std=1.0)))
+    assert not output.head_scaling.propose(finding("LOSS003", "6"), measured(plain(3)))
+    assert not output.head_scaling.propose(None, measured(plain(12, std=1.0)))
 
 
 def test_values_start_with_the_spread_of_their_targets() -> None:
@@ -51,7 +51,7 @@ def test_values_start_with_the_spread_of_their_targets() -> None:
     nn.init.normal_(model[2].weight, std=300.0)
     work = workload(model, data, loss=F.mse_loss)
     m = scan_workload(work, Settings(fast=True)).measurement
-    (p,) = output.HEAD_SCALING.propose(finding("LOSS003", "2"), m)
+    (p,) = output.head_scaling.propose(finding("LOSS003", "2"), m)
     one = treated_copy(work)
     output.scale_head(one, p)
     spread = torch.cat([y for _, y in data]).std().item()
@@ -69,7 +69,7 @@ def test_classes_start_at_their_frequencies() -> None:
     data = imbalanced()
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
     with unchanged(model):
-        one = treated(output.PRIOR_BIAS, model, finding("INIT008", "2"), data=data)
+        one = treated(output.prior_bias, model, finding("INIT008", "2"), data=data)
     counts = Counter(torch.cat([y for _, y in data]).tolist())
     total = sum(counts.values())
     slow = [math.log((counts[c] + 1) / (total + 2)) for c in range(2)]
@@ -84,12 +84,12 @@ def test_one_unit_starts_at_the_best_constant(loss: object, expected: float) -> 
     data = [(x, (torch.arange(len(y)) % 4 == 0).float()[:, None]) for x, y in batches()]
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
     m = scan_workload(workload(model, data, loss=loss), Settings(fast=True)).measurement
-    (p,) = output.PRIOR_BIAS.propose(finding("INIT008", "2"), m)
+    (p,) = output.prior_bias.propose(finding("INIT008", "2"), m)
     assert float(str(p.settings["bias"])) == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_bias_and_another_number_of_units_are_refused() -> None:
-    one, three = (output.PRIOR_BIAS.fix("", layers=("0",), settings={"bias": value}) for value in ("0.5", "1,2,3"))
+    one, three = (output.prior_bias.fix("", layers=("0",), settings={"bias": value}) for value in ("0.5", "1,2,3"))
     with pytest.raises(Inapplicable, match="no bias"):
         output.set_prior(patient(nn.Sequential(nn.Linear(16, 4, bias=False))), one)
     with pytest.raises(Inapplicable, match="4 units, not 3"):
@@ -122,7 +122,7 @@ def fused(kind: type[nn.RNNBase], **options: object) -> nn.Module:
 def test_forget_gates_of_all_layers_and_directions_start_open() -> None:
     model = fused(nn.LSTM, num_layers=2, bidirectional=True)
     with unchanged(model):
-        one = treated(recurrent.FORGET_BIAS, model, finding("INIT004", "rnn"), data=SEQUENCES)
+        one = treated(recurrent.forget_bias, model, finding("INIT004", "rnn"), data=SEQUENCES)
     for name, p in one.model.rnn.named_parameters():
         original = model.rnn.get_parameter(name)
         if name.startswith("bias"):
@@ -134,7 +134,7 @@ def test_forget_gates_of_all_layers_and_directions_start_open() -> None:
 
 def test_memories_of_all_lengths() -> None:
     model = fused(nn.LSTM)
-    p = recurrent.CHRONO_INIT.fix("", layers=("rnn",), settings={"steps": 20})
+    p = recurrent.chrono_init.fix("", layers=("rnn",), settings={"steps": 20})
     one = patient(model, SEQUENCES)
     recurrent.chrono(one, p)
     bias = one.model.rnn.bias_ih_l0 + one.model.rnn.bias_hh_l0
@@ -148,17 +148,17 @@ def test_memories_of_all_lengths() -> None:
 
 def test_the_update_gate_of_a_gru_keeps_its_state() -> None:
     one = patient(fused(nn.GRU), SEQUENCES)
-    recurrent.chrono(one, recurrent.CHRONO_INIT.fix("", layers=("rnn",), settings={"steps": 20}))
+    recurrent.chrono(one, recurrent.chrono_init.fix("", layers=("rnn",), settings={"steps": 20}))
     gate = (one.model.rnn.bias_ih_l0 + one.model.rnn.bias_hh_l0)[24:48]
     assert gate.min() >= 0 and gate.max() <= math.log(19)
     with pytest.raises(Inapplicable, match="no LSTM"):
-        recurrent.remember(one, recurrent.FORGET_BIAS.fix("", layers=("rnn",), settings={"value": 1.0}))
+        recurrent.remember(one, recurrent.forget_bias.fix("", layers=("rnn",), settings={"value": 1.0}))
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_recurrent_weights_are_orthogonal_gate_by_gate(kind: type[nn.RNNBase], gates: int) -> None:
     model = fused(kind, num_layers=2)
-    one = treated(recurrent.ORTHOGONAL_RECURRENT, model, finding("INIT004", "rnn"), data=SEQUENCES)
+    one = treated(recurrent.orthogonal_recurrent, model, finding("INIT004", "rnn"), data=SEQUENCES)
     for name in ("weight_hh_l0", "weight_hh_l1"):
         for gate in range(gates):
             block = one.model.rnn.get_parameter(name)[24 * gate : 24 * (gate + 1)].double()
@@ -170,7 +170,7 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(kind: type[nn.RNNBase], g
 def test_a_layer_without_biases_is_refused() -> None:
     one = patient(fused(nn.LSTM, bias=False), SEQUENCES)
     with pytest.raises(Inapplicable, match="no biases"):
-        recurrent.remember(one, recurrent.FORGET_BIAS.fix("", layers=("rnn",), settings={"value": 1.0}))
+        recurrent.remember(one, recurrent.forget_bias.fix("", layers=("rnn",), settings={"value": 1.0}))
 
 
 class ByHand(nn.Module):
@@ -187,9 +187,9 @@ class ByHand(nn.Module):
 
 
 def test_a_recurrence_written_by_hand() -> None:
-    p = proposed(recurrent.ORTHOGONAL_RECURRENT, ByHand(), finding("GRAD003"), data=SEQUENCES, rule="GRAD003")
+    p = proposed(recurrent.orthogonal_recurrent, ByHand(), finding("GRAD003"), data=SEQUENCES, rule="GRAD003")
     assert p.layers == ("keep",)
     one = patient(ByHand(), SEQUENCES)
-    recurrent.orthogonal_recurrent(one, p)
+    recurrent.orthogonal_recurrent.apply(one, p)
     w = one.model.keep.weight
     torch.testing.assert_close(w @ w.T, torch.eye(24), atol=1e-5, rtol=0)

@@ -96,7 +96,7 @@ def test_group_sizes_divide_the_channels() -> None:
 def test_batch_norm_becomes_one_that_does_not_mix_samples() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
     nn.init.constant_(model[1].weight, 3.0)
-    one = treated(norm.BATCH_FREE, model, finding("NORM003", "1"), data=batches(size=2))
+    one = treated(norm.batch_free_normalization, model, finding("NORM003", "1"), data=batches(size=2))
     x = one.workload.batches[0][0]
     torch.testing.assert_close(one.model(x)[:1], one.model(x[:1]))
     assert isinstance(one.model[1], nn.LayerNorm) and one.model[1].weight.eq(3.0).all()
@@ -106,20 +106,20 @@ def test_batch_norm_becomes_one_that_does_not_mix_samples() -> None:
 
 def test_in_images_it_becomes_group_norm() -> None:
     model = nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 4))
-    one = treated(norm.BATCH_FREE, model, finding("NORM003", "1"), data=batches(IMAGES, size=2))
+    one = treated(norm.batch_free_normalization, model, finding("NORM003", "1"), data=batches(IMAGES, size=2))
     assert isinstance(one.model[1], nn.GroupNorm) and one.model[1].num_groups == 6
 
 
 def test_a_norm_of_another_kind_is_refused() -> None:
     one = patient(plain(2))
     with pytest.raises(Inapplicable, match="not a batch normalization"):
-        norm.without_batch(one, norm.BATCH_FREE.fix("", layers=("0",), settings={"kind": "LayerNorm"}))
+        norm.without_batch(one, norm.batch_free_normalization.fix("", layers=("0",), settings={"kind": "LayerNorm"}))
 
 
 def test_a_bias_without_effect_goes_and_the_output_stays() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
     with unchanged(model):
-        one = treated(norm.REMOVE_BIAS, model, finding("NORM007", "0"))
+        one = treated(norm.remove_bias, model, finding("NORM007", "0"))
     torch.testing.assert_close(outputs(one), nn.Sequential(*model)(one.workload.batches[0][0]))
     assert one.model[0].bias is None and id(model[0].bias) not in held(one) and len(held(one)) == 5
 
@@ -130,7 +130,7 @@ def test_a_bias_without_effect_goes_and_the_output_stays() -> None:
 def test_dropout_changes_places_inside_a_sequential() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 4))
     with unchanged(model):
-        one = treated(norm.MOVE_DROPOUT, model, finding("NORM004", "3"))
+        one = treated(norm.move_dropout, model, finding("NORM004", "3"))
     assert [type(m).__name__ for m in one.model] == ["Linear", "ReLU", "BatchNorm1d", "Dropout", "Linear"]
     assert isinstance(module_at(one, "3"), nn.BatchNorm1d) and isinstance(module_at(one, "2"), nn.Dropout)
     assert module_at(one, "4").out_features == 4
@@ -151,7 +151,7 @@ class Called(Scattered):
 
 
 def test_elsewhere_it_follows_the_norm() -> None:
-    check_moved(treated(norm.MOVE_DROPOUT, Scattered(), finding("NORM004", "norm")))
+    check_moved(treated(norm.move_dropout, Scattered(), finding("NORM004", "norm")))
 
 
 def test_a_call_is_taken_out_of_the_code() -> None:
@@ -162,7 +162,7 @@ def test_a_call_is_taken_out_of_the_code() -> None:
     site = replace(faulty, column=faulty.column + len("self.norm("), end_column=faulty.end_column - 1)
     m = replace(m, regularization=Regularization(dropouts=(Dropout(":dropout", 0.4, site),)))
     one = patient(model)
-    norm.move_dropout(one, norm.MOVE_DROPOUT.propose(finding("NORM004", "norm"), m)[0])
+    norm.move_dropout.apply(one, norm.move_dropout.propose(finding("NORM004", "norm"), m)[0])
     check_moved(one)
 
 

@@ -50,7 +50,7 @@ def elman(read: Read = last_output, *, features: int = FEATURES, **options: Any)
 
 
 def order(kind: str = "LSTM", *layers: str) -> Fix:
-    return gates.GATED.fix("", layers=layers or ("rnn",), settings={"kind": kind})
+    return gates.gated_recurrence.fix("", layers=layers or ("rnn",), settings={"kind": kind})
 
 
 def given(kind: str, model: nn.Module, data: Any = SEQUENCES, optimizer: torch.optim.Optimizer | None = None) -> TreatedWorkload:
@@ -215,22 +215,22 @@ def test_an_lstm_comes_first_and_a_gru_second() -> None:
 
 @pytest.mark.parametrize("asked", [None, finding("GRAD003", "c"), finding("OPT001")])
 def test_all_elman_layers_are_meant_when_none_is_named(asked: Any) -> None:
-    assert [p.layers for p in gates.propose(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
+    assert [p.layers for p in gates.gated_recurrence.propose(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
 
 
 def test_layers_that_one_expression_makes_go_together() -> None:
     m = of(*TWO)
     m = literals.measurement(layers=tuple(literals.layer(x.name, x.kind, type=x.type, order=x.order) for x in m.layers))
-    assert gates.propose(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
+    assert gates.gated_recurrence.propose(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
 
 
 @pytest.mark.parametrize("m", [of(*TWO[2:]), of(*TWO, pretrained=True)])
 def test_nothing_for_gated_layers_cells_and_trained_models(m: Any) -> None:
-    assert gates.propose(None, m) == []
+    assert gates.gated_recurrence.propose(None, m) == []
 
 
 def test_what_is_proposed_for_a_measured_model_can_be_applied() -> None:
-    one = treated(gates.GATED, elman(), VANISHES, data=SEQUENCES)
+    one = treated(gates.gated_recurrence, elman(), VANISHES, data=SEQUENCES)
     assert [x.type for x in measured(one.model, SEQUENCES).of_kind("recurrent")] == ["LSTM"]
 
 

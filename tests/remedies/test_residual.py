@@ -68,7 +68,7 @@ def test_nets_that_have_branches_get_no_more_of_them() -> None:
 def test_blocks_that_change_the_shape_are_refused() -> None:
     one = patient(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 6), nn.Linear(6, 4)))
     with pytest.raises(Inapplicable, match="no two blocks"):
-        branches.add_residual(one, ADD.fix("", layers=("0", "1", "2")))
+        ADD.apply(one, ADD.fix("", layers=("0", "1", "2")))
 
 
 class Stream(nn.Module):

@@ -41,9 +41,7 @@ class Late(Base):
     def forward(self, x: torch.Tensor, factor: float = slope, *, shift: float = OFFSET) -> torch.Tensor:
         self.__calls = getattr(self, "_Late__calls", 0) + 1
         "é"
-        x = F.relu(
-            super().features(x) * factor,
-        )
+        x = F.relu(super().features(x) * factor)
         return self.head(x) + shift
 
 

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.wiring import parameters, softmax_axis
+from gradcheck.remedies.wiring import parameters
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
-REGISTER, ADD, UNCUT, FIRST = parameters.REMEDIES
-DIMENSION, OTHER = softmax_axis.REMEDIES
+REGISTER, ADD, UNCUT, FIRST, DIMENSION, OTHER = parameters.REMEDIES
 
 
 def cured(treatment: RemedyDefinition, code: str, work: Workload, rule: str = "") -> tuple[TreatedWorkload, set[str]]:
@@ -108,7 +107,7 @@ def test_a_parameter_in_two_groups_stays_in_the_first() -> None:
     optimizer.param_groups[1]["params"].append(model[0].weight)
     optimizer.add_param_group({"params": model[4].parameters()})
     one = patient(model, optimizer=optimizer)
-    parameters.add_to_optimizer(one, ADD.fix(""))
+    ADD.apply(one, ADD.fix(""))
     assert [len(g["params"]) for g in one.optimizer.param_groups] == [2, 2, 2]
 
 
@@ -227,4 +226,4 @@ def test_samples_no_longer_mix() -> None:
 
 def test_a_layer_without_that_choice_is_refused() -> None:
     with pytest.raises(Inapplicable, match="no layer of torch with batch_first"):
-        parameters.batch_first(patient(plain(2)), FIRST.fix("", finding("GRAPH007", "0"), layers=("0",)))
+        FIRST.apply(patient(plain(2)), FIRST.fix("", finding("GRAPH007", "0"), layers=("0",)))

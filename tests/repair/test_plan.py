@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import remedy
 from gradcheck.repair.plan import advice, allowed, fixes_for, refused
 from gradcheck.repair.rescan import changes, worsened
 from gradcheck.types.finding import Finding, Remedy
@@ -14,13 +14,11 @@ from tests.literals import diverged, measurement, optimizer, run
 
 
 def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, proposes=True):
-    made = []
+    @remedy(name, name, "", stage=stage, applicability=applicability, apply=apply)
+    def made(finding, m):
+        return [made.fix(f"{name} it", finding, settings={"size": 1})] if proposes else []
 
-    def propose(finding, m):
-        return [made[0].fix(f"{name} it", finding, settings={"size": 1})] if proposes else []
-
-    made.append(RemedyDefinition(name, name, stage, applicability, "", propose, apply))
-    return made[0]
+    return made
 
 
 VOCABULARY = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 
 import optuna
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.remedies.definition import Strength
-from gradcheck.trials.search import grid, require_optuna
+from gradcheck.trials.run import require_search
+from gradcheck.trials.search import grid
 from tests.trials.problems import sparse_linear
 
 LOG, LINEAR = Strength("a", 1.0, 0.01, 100.0), Strength("b", 0.5, 0.0, 1.0, log=False)
@@ -72,7 +74,8 @@ def test_without_optuna_the_error_says_what_to_install(monkeypatch):
             raise ImportError(name)
         return real(name, *rest, **more)
 
+    monkeypatch.delitem(sys.modules, "gradcheck.trials.search")
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ConfigError, match="optuna") as error:
-        require_optuna()
+        require_search()
     assert "gradcheck[search]" in error.value.hint

@@ -4,22 +4,23 @@ does not expect one.
 
 import ast
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
 
 from gradcheck.analysis.activations import ACTIVATIONS, SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import hidden_activations, in_order, usual_activation
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import of_loss, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import call_at_or_above, called, dotted, in_place_of, remove_item
+from gradcheck.remedies.editing.names import original, spelled
+from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called, dotted, every, in_place_of, remove_item
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.initialization import weights
 from gradcheck.remedies.initialization.write_weights import draw, scheme_of
-from gradcheck.remedies.layer_selection import body_layers, feeders, is_tuned, listed, made_with, several, weight_names
+from gradcheck.remedies.layer_selection import body_layers, feeders, is_tuned, listed, made_with, weight_names
 from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.modules.surgery import follow, rewired, swap
 from gradcheck.remedies.modules.user_code import edit_code
@@ -70,6 +71,27 @@ def replace_one(treated: TreatedWorkload, name: str, site: Location | None, new:
 # ---------------------------------------------------------------------- replace-activation
 
 
+@rebuilding(
+    "replace-activation",
+    "another activation",
+    "Glorot et al. 2011, Deep Sparse Rectifier Neural Networks; Maas et al. 2013, Rectifier Nonlinearities Improve Acoustic Models",
+    checkpoint="keys stay the same, but weights trained with the old activation mean something else with the new one",
+)
+def replace_activation(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
+    sigmoids = hidden_activations(m, SIGMOID_LIKE)
+    dying = finding is not None and finding.code in ("ACT002", "GRAD004")
+    if sigmoids and not dying and (finding is None or finding.code != "ACT001"):
+        return [_instead(finding, m, sigmoids, "relu", initialize=True)]
+    if finding is not None and not dying:
+        return []
+    rectifiers = hidden_activations(m, RECTIFIERS)
+    if finding is not None:
+        rectifiers = made_with(m, [x for x in rectifiers if x.name in finding.layers]) or rectifiers
+    return [_instead(finding, m, rectifiers, "leaky_relu", initialize=False)] if rectifiers else []
+
+
+@replace_activation.applies
 def apply_replacement(treated: TreatedWorkload, fix: Fix) -> None:
     """Replaces the activations, then initialises the layers before them for the new one where the fix says so."""
     new, sites = str(fix.settings["new"]), sites_of(fix)
@@ -95,45 +117,30 @@ def sites_of(fix: Fix) -> dict[str, Location]:
     return found
 
 
-def places(layers: list[Layer]) -> str:
-    return placed([(x.name, x.site) for x in layers])
+def places(layers: Iterable[Layer]) -> dict[str, Setting]:
+    return placed((x.name, x.site) for x in layers)
 
 
-def placed(calls: Sequence[tuple[str, Location | None]]) -> str:
-    """Names and places of functional calls in the user's code as one setting, which `sites_of` reads."""
+def placed(calls: Iterable[tuple[str, Location | None]]) -> dict[str, Setting]:
+    """Names and places of functional calls in the user's code as a setting, which `sites_of` reads; nothing where there are none."""
     known = [(name, s) for name, s in calls if ":" in name and s is not None and s.detail is None]
-    return "\n".join(f"{name}={s.path}:{s.line}:{s.column}:{s.end_line}:{s.end_column}" for name, s in known)
-
-
-def propose_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
-    sigmoids = hidden_activations(m, SIGMOID_LIKE)
-    dying = finding is not None and finding.code in ("ACT002", "GRAD004")
-    if sigmoids and not dying and (finding is None or finding.code != "ACT001"):
-        return [_instead(finding, m, sigmoids, "relu", initialize=True)]
-    if finding is not None and not dying:
-        return []
-    rectifiers = hidden_activations(m, RECTIFIERS)
-    if finding is not None:
-        rectifiers = made_with(m, [x for x in rectifiers if x.name in finding.layers]) or rectifiers
-    return [_instead(finding, m, rectifiers, "leaky_relu", initialize=False)] if rectifiers else []
+    text = "\n".join(f"{name}={s.path}:{s.line}:{s.column}:{s.end_line}:{s.end_column}" for name, s in known)
+    return {"sites": text} if text else {}
 
 
 def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: str, *, initialize: bool) -> Fix:
     old = layers[0].function or layers[0].type
-    settings: dict[str, Setting] = {"old": old, "new": new}
+    settings: dict[str, Setting] = {"old": old, "new": new, **places(layers)}
     if new == "leaky_relu":
         settings["negative_slope"] = NEGATIVE_SLOPE
-    if sites := places(layers):
-        settings["sites"] = sites
-    text = f"replace {old} by {_TITLES[new]} in {several(len(layers), 'place')}"
+    text = f"replace {old} by {_TITLES[new]} in {counted(len(layers), 'place')}"
     names, transposed = weight_names(m, list({x.name: x for y in layers for x in feeders(m, y)}.values()))
     if initialize and names and not is_tuned(m):
         settings |= {"init": "he-init", "gain": round(2**0.5, 4), "activation": new, "initialized": listed(list(dict.fromkeys(names)))}
         if transposed:
             settings["transposed"] = listed(transposed)
         text += ", the weights before them initialised with kaiming_normal_, zero biases"
-    return REPLACE.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)
+    return replace_activation.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)
 
 
 _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tanh": "tanh"}
@@ -141,6 +148,28 @@ _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tan
 # ----------------------------------------------------------------------- insert-activation
 
 
+@rebuilding(
+    "insert-activation",
+    "an activation between two linear layers",
+    "Goodfellow et al. 2016, Deep Learning, section 6.3",
+    checkpoint="keys of a wrapped layer change where it is not in an nn.Sequential; weights trained without the activation do not fit",
+)
+def insert_activation(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Between two layers in a row, the activation that the model uses elsewhere."""
+    if finding is None:
+        return []
+    pairs = [p for p in m.pairs if p.alone and p.first in finding.layers and p.second in finding.layers]
+    layers = [x for x in in_order(m) if x.name in {p.first for p in pairs}]
+    if not layers:
+        return []
+    usual = usual_activation([x for x in body_layers(m) if x.activation in MODULES]) or "relu"
+    settings = {"activation": usual, **places(layers)}
+    text = f"put {usual} between {pairs[0].first} and {pairs[0].second}"
+    text += f", and in {counted(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
+    return [insert_activation.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+
+
+@insert_activation.applies
 def apply_insertion(treated: TreatedWorkload, fix: Fix) -> None:
     """Puts an activation after each layer: after a module, or around a functional call."""
     kind, sites = str(fix.settings["activation"]), sites_of(fix)
@@ -152,56 +181,13 @@ def apply_insertion(treated: TreatedWorkload, fix: Fix) -> None:
                 follow(treated, name, module_of(kind))
 
 
-def propose_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """Between two layers in a row, the activation that the model uses elsewhere."""
-    if finding is None:
-        return []
-    pairs = [p for p in m.pairs if p.alone and p.first in finding.layers and p.second in finding.layers]
-    layers = [x for x in in_order(m) if x.name in {p.first for p in pairs}]
-    if not layers:
-        return []
-    usual = usual_activation([x for x in body_layers(m) if x.activation in MODULES]) or "relu"
-    settings: dict[str, Setting] = {"activation": usual}
-    if sites := places(layers):
-        settings["sites"] = sites
-    text = f"put {usual} between {pairs[0].first} and {pairs[0].second}"
-    text += f", and in {several(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
-    return [INSERT.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
-
-
-REPLACE = RemedyDefinition(
-    "replace-activation",
-    "another activation",
-    "architecture",
-    "unsafe",
-    "Glorot et al. 2011, Deep Sparse Rectifier Neural Networks; Maas et al. 2013, Rectifier Nonlinearities Improve Acoustic Models",
-    propose_replacement,
-    apply_replacement,
-    "keys stay the same, but weights trained with the old activation mean something else with the new one",
+@of_loss(
+    "remove-output-activation",
+    "no activation before the loss",
+    "PyTorch documentation, torch.nn.CrossEntropyLoss and BCEWithLogitsLoss: the input is logits; Pang et al. 2020",
+    checkpoint="keys stay the same; predictions need the activation where they are read",
 )
-INSERT = RemedyDefinition(
-    "insert-activation",
-    "an activation between two linear layers",
-    "architecture",
-    "unsafe",
-    "Goodfellow et al. 2016, Deep Learning, section 6.3",
-    propose_insertion,
-    apply_insertion,
-    "keys of a wrapped layer change where it is not in an nn.Sequential; weights trained without the activation do not fit",
-)
-
-
-def remove_activation(treated: TreatedWorkload, fix: Fix) -> None:
-    """Takes the activation away, or puts a sigmoid in its place."""
-    if not fix.layers:
-        edit_code(treated, fix.location, operand)
-        return
-    with rewired(treated):
-        for name in fix.layers:
-            replace_one(treated, name, fix.location, str(fix.settings.get("new", "identity")))
-
-
-def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
+def remove_output_activation(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Nothing between last layer and loss; a sigmoid for one unit whose loss takes probabilities."""
     call = _call_of(finding, m)
     layer = m.layer(call.producer_layer) if call is not None and call.producer_layer is not None else None
@@ -215,7 +201,18 @@ def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
     if call.function == "binary_cross_entropy" and function in ("softmax", "log_softmax"):
         settings["new"] = "sigmoid"
         text = f"put a sigmoid in place of {function} over one unit"
-    return [REMOVE.fix(text, finding, layers=(layer.name,), settings=settings)]
+    return [remove_output_activation.fix(text, finding, layers=(layer.name,), settings=settings)]
+
+
+@remove_output_activation.applies
+def remove_activation(treated: TreatedWorkload, fix: Fix) -> None:
+    """Takes the activation away, or puts a sigmoid in its place."""
+    if not fix.layers:
+        edit_code(treated, fix.location, operand)
+        return
+    with rewired(treated):
+        for name in fix.layers:
+            replace_one(treated, name, fix.location, str(fix.settings.get("new", "identity")))
 
 
 def _in_code(finding: Finding, m: Measurement) -> list[Fix]:
@@ -224,7 +221,7 @@ def _in_code(finding: Finding, m: Measurement) -> list[Fix]:
     if call is None or finding.location is None:
         return []
     text = f"hand the loss the values before {call.producer}; apply {call.producer} only where predictions are read"
-    return [REMOVE.fix(text, finding, settings={"function": str(call.producer)})]
+    return [remove_output_activation.fix(text, finding, settings={"function": str(call.producer)})]
 
 
 def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:
@@ -236,17 +233,7 @@ def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:
 
 _ACTIVATIONS = frozenset("softmax log_softmax sigmoid relu relu6 tanh softplus hardtanh hardsigmoid elu leaky_relu gelu silu".split())
 
-REMOVE = RemedyDefinition(
-    "remove-output-activation",
-    "no activation before the loss",
-    "loss",
-    "unsafe",
-    "PyTorch documentation, torch.nn.CrossEntropyLoss and BCEWithLogitsLoss: the input is logits; Pang et al. 2020",
-    propose_removal,
-    remove_activation,
-    "keys stay the same; predictions need the activation where they are read",
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (REMOVE, REPLACE, INSERT)
+REMEDIES = (remove_output_activation, replace_activation, insert_activation)
 
 
 CLASSES = {name: a.module for name, a in ACTIVATIONS.items() if a.module}
@@ -296,15 +283,14 @@ def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
         if new == "identity":
             _drop_module(draft, call)
         else:
-            text = module(draft, new, p)
-            draft.replace(draft.at(place), text)
+            draft.replace(node, module(draft, new, p))
         return
     operand = operand_of(draft, call)
     if operand is None:
         _passed_class(draft, place, new, p)
         return
     text = in_place_of(draft, operand, call) if new == "identity" else applied(draft, new, draft.source(operand), p)
-    draft.replace(call_at_or_above(draft, draft.at(place)), text)
+    draft.replace(call, text)
 
 
 def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
@@ -313,16 +299,9 @@ def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
         return None
     if isinstance(call.func, ast.Attribute):
         holder = dotted(call.func.value)
-        if holder.split(".")[0] not in ("torch", "F", "nn", "functional") and not _module_name(draft, holder):
+        if holder.split(".")[0] not in ("torch", "F", "nn", "functional") and not original(draft, holder).startswith("torch"):
             return call.func.value
-    first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "input"), None)
-    return first
-
-
-def _module_name(draft: Draft, name: str) -> bool:
-    from gradcheck.remedies.editing.names import original
-
-    return bool(name) and original(draft, name).startswith("torch")
+    return argument(call, "input", 0)
 
 
 def _drop_module(draft: Draft, call: ast.Call) -> None:
@@ -340,14 +319,8 @@ def _passed_class(draft: Draft, place: Location, new: str, p: Fix) -> None:
     """`act()` with `act=nn.Sigmoid` given once in the file: the class that is given changes."""
     old = word(p, "old")
     wanted = CLASSES.get(old, "")
-    given = [
-        n
-        for n in ast.walk(draft.tree)
-        if isinstance(n, (ast.Name, ast.Attribute))
-        and dotted(n).rpartition(".")[2] == wanted
-        and not isinstance(draft.parent(n), (ast.Attribute,))
-        and not (isinstance(draft.parent(n), ast.Call) and getattr(draft.parent(n), "func", None) is n)
-    ]
+    named = [n for kind in (ast.Name, ast.Attribute) for n in every(draft.tree, kind) if dotted(n).rpartition(".")[2] == wanted]
+    given = [n for n in named if not isinstance(a := draft.parent(n), ast.Attribute) and not (isinstance(a, ast.Call) and a.func is n)]
     if not wanted or len(given) != 1 or new not in CLASSES or "negative_slope" in p.settings:
         raise Unwritable(f"{place}: the activation is not written there")
     draft.replace(given[0], spelled(draft, f"torch.nn.{CLASSES[new]}"))

@@ -5,16 +5,18 @@ import math
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.statistics import percentile
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
-from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.loading.optimizers import BY_NORM, BY_VALUE
+from gradcheck.remedies.definition import Strength, clipping
+from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.loop import parameters, stepped, steps
+from gradcheck.remedies.editing.loop import CLIPPING, parameters, stepped, steps
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import called, set_argument, set_value, statement_of
+from gradcheck.remedies.editing.nodes import argument, called, calls_in, every, set_argument, set_value, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
 from gradcheck.remedies.modules.surgery import path_now
+from gradcheck.remedies.optimizer.write_settings import created, define, spelled_there, with_name
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Clipping
@@ -39,89 +41,59 @@ def norm_threshold(m: Measurement) -> float:
     return float(f"{usual:.2g}") if usual > 0 else USUAL_NORM
 
 
-def propose_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
-    settings: dict[str, Setting] = {"max_norm": norm_threshold(m)}
-    return [BY_NORM.fix(_norm_words(settings), finding, settings=settings)]
+@clipping(
+    "clip-gradient-norm",
+    "gradient clipping by norm",
+    "Pascanu et al. 2013, On the difficulty of training recurrent neural networks; Seetharaman et al. 2020, AutoClip",
+    strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
+    wording="clip the gradient's norm at {max_norm:.3g}, between backward and step",
+)
+def clip_gradient_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return [clip_gradient_norm.with_settings(finding, max_norm=norm_threshold(m))]
 
 
-def _norm_words(s: Settings) -> str:
-    return f"clip the gradient's norm at {float(s['max_norm']):.3g}, between backward and step"
-
-
+@clip_gradient_norm.applies
 def clip_norm(treated: TreatedWorkload, p: Fix) -> None:
     treated.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
 
 
-def propose_value(finding: Finding | None, m: Measurement) -> list[Fix]:
+@clipping(
+    "clip-gradient-value",
+    "gradient clipping by value",
+    "Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
+    strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
+    wording="clip each entry of the gradient at {clip_value:.3g}",
+)
+def clip_gradient_value(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The 90th percentile of the largest entries: those of single parameters at single steps."""
     largest = [s.gradient_max for p in m.parameters for s in p.steps if s.gradient_max and math.isfinite(s.gradient_max)]
-    settings: dict[str, Setting] = {"clip_value": float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM}
-    return [BY_VALUE.fix(_value_words(settings), finding, settings=settings)]
+    return [clip_gradient_value.with_settings(finding, clip_value=float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM)]
 
 
-def _value_words(s: Settings) -> str:
-    return f"clip each entry of the gradient at {float(s['clip_value']):.3g}"
-
-
+@clip_gradient_value.applies
 def clip_value(treated: TreatedWorkload, p: Fix) -> None:
     treated.workload.clip = Clipping("value", float(p.settings["clip_value"]))
 
 
-def propose_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
+@clipping(
+    "adaptive-gradient-clipping",
+    "adaptive gradient clipping",
+    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
+    strengths=(Strength("clipping", USUAL_SHARE, 1e-3, 0.3),),
+    wording="clip each unit's gradient at {clipping:.3g} of the norm of its weights, the output layer left out",
+)
+def adaptive_gradient_clipping(finding: Finding | None, m: Measurement) -> list[Fix]:
     heads = [name for layer in m.layers if layer.head for name in layer.parameters]
-    settings: dict[str, Setting] = {"clipping": USUAL_SHARE, "exempt": ",".join(heads)}
-    return [ADAPTIVE.fix(_adaptive_words(settings), finding, settings=settings)]
+    return [adaptive_gradient_clipping.with_settings(finding, clipping=USUAL_SHARE, exempt=",".join(heads))]
 
 
-def _adaptive_words(s: Settings) -> str:
-    return f"clip each unit's gradient at {float(s['clipping']):.3g} of the norm of its weights, the output layer left out"
-
-
+@adaptive_gradient_clipping.applies
 def clip_adaptively(treated: TreatedWorkload, p: Fix) -> None:
     exempt = tuple(path_now(treated, name) for name in str(p.settings.get("exempt", "")).split(",") if name)
     treated.workload.clip = Clipping("adaptive", float(p.settings["clipping"]), exempt=exempt)
 
 
-BY_NORM = RemedyDefinition(
-    "clip-gradient-norm",
-    "gradient clipping by norm",
-    "clipping",
-    "safe",
-    "Pascanu et al. 2013, On the difficulty of training recurrent neural networks; Seetharaman et al. 2020, AutoClip",
-    propose_norm,
-    clip_norm,
-    strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
-    wording=_norm_words,
-)
-BY_VALUE = RemedyDefinition(
-    "clip-gradient-value",
-    "gradient clipping by value",
-    "clipping",
-    "safe",
-    "Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
-    propose_value,
-    clip_value,
-    strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
-    wording=_value_words,
-)
-ADAPTIVE = RemedyDefinition(
-    "adaptive-gradient-clipping",
-    "adaptive gradient clipping",
-    "clipping",
-    "safe",
-    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
-    propose_adaptive,
-    clip_adaptively,
-    strengths=(Strength("clipping", USUAL_SHARE, 1e-3, 0.3),),
-    wording=_adaptive_words,
-)
-
-REMEDIES = (BY_NORM, BY_VALUE, ADAPTIVE)
-
-
-# The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/optimizers.py.
-NORM_NAMES = ("clip_grad_norm", "max_grad_norm", "grad_clip", "gradient_clip_val", "clip_norm", "grad_clip_norm", "grad_norm_clip")
-VALUE_NAMES = ("clip_grad_value", "clip_value", "grad_clip_value", "max_grad_value")
+REMEDIES = (clip_gradient_norm, clip_gradient_value, adaptive_gradient_clipping)
 
 
 def by_norm(p: Fix, context: Context) -> None:
@@ -136,16 +108,14 @@ def _clip(context: Context, function: str, parameter: str, threshold: float, nam
     text = literal(threshold)
     if _existing_call(context, function, parameter, text) or (context.measurement.loop is None and _existing_number(context, name, text)):
         return
-    loops = list(steps(context))
     if context.measurement.loop is None:
         _new_number(context, name, text)
         text = name
-        loops = list(steps(context))
-    elif not loops:
+    loops = list(steps(context))
+    if not loops and context.measurement.loop is not None:
         raise Unwritable("there is no training loop in your files")
-    for index in range(len(loops)):
-        draft, step = list(steps(context))[index]
-        _before_step(context, draft, step, function, text)
+    for draft, step in loops:
+        _before_step(draft, step, function, text)
 
 
 def _existing_call(context: Context, function: str, parameter: str, text: str) -> bool:
@@ -157,14 +127,12 @@ def _existing_call(context: Context, function: str, parameter: str, text: str) -
         draft, node = context.at(clip.site)
     except Unwritable:  # an assignment, not a call
         return False
-    if not isinstance(node, ast.Call) or called(node) not in ("clip_grad_norm_", "clip_grad_value_"):
+    if not isinstance(node, ast.Call) or called(node) not in CLIPPING:
         return False
     if called(node) != function:
         if len(node.args) != 2:
             raise Unwritable(f"{draft.path}:{node.lineno}: the call is not of the usual form")
         set_value(draft, node.args[1], text)
-        draft, node = context.at(clip.site)
-        assert isinstance(node, ast.Call)
         draft.replace(node.func, draft.source(node.func).removesuffix(called(node)) + function)
         return True
     given = next((k.value for k in node.keywords if k.arg == parameter), node.args[1] if len(node.args) > 1 else None)
@@ -180,10 +148,10 @@ def _existing_number(context: Context, name: str, text: str) -> bool:
     for draft in context.all_drafts():
         for node in draft.tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-            if not isinstance(target, ast.Name) or target.id.lower() not in (*NORM_NAMES, *VALUE_NAMES):
+            if not isinstance(target, ast.Name) or target.id.lower() not in (*BY_NORM, *BY_VALUE):
                 continue
             assert isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
-            same = target.id.lower() in (NORM_NAMES if name == "max_grad_norm" else VALUE_NAMES)
+            same = target.id.lower() in (BY_NORM if name == "max_grad_norm" else BY_VALUE)
             draft.replace(node.value, text)
             if not same:
                 _rename(draft, target.id, name.upper() if target.id.isupper() else name)
@@ -193,14 +161,13 @@ def _existing_number(context: Context, name: str, text: str) -> bool:
 
 def _rename(draft: Draft, old: str, new: str) -> None:
     """The number's name, wherever it is read, and in the comment right above it."""
-    while (found := next((n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == old), None)) is not None:
-        draft.replace(found, new)
-    node = next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == new)
-    end = line_start(draft.text, draft.span(node)[0])
+    named = [n for n in every(draft.tree, ast.Name) if n.id == old]
+    draft.edit([Edit(*draft.span(n), new) for n in named])
+    end = line_start(draft.text, draft.span(named[0])[0])
     start = line_start(draft.text, max(0, end - 1))
     comment = draft.text[start:end]
     if comment.lstrip().startswith("#"):
-        kinds = ("clip_grad_value_", "clip_grad_norm_") if new.lower() in NORM_NAMES else ("clip_grad_norm_", "clip_grad_value_")
+        kinds = CLIPPING[::-1] if new.lower() in BY_NORM else CLIPPING
         draft.edit([Edit(start, end, comment.replace(*kinds).replace(old, new))])
 
 
@@ -216,24 +183,64 @@ def _new_number(context: Context, name: str, text: str) -> None:
     insert_before(draft, top, f"{comment}\n\n" if definition else f"{comment}")
 
 
-def _before_step(context: Context, draft: Draft, step: ast.Call, function: str, text: str) -> None:
+def _before_step(draft: Draft, step: ast.Call, function: str, text: str) -> None:
     optimizer, scaler = stepped(step)
     block = block_of(draft, statement_of(draft, step))
-    if any(called(n) in ("clip_grad_norm_", "clip_grad_value_") for one in block for n in ast.walk(one)):
+    if any(calls_in(one, *CLIPPING) for one in block):
         raise Unwritable(f"{draft.path}:{step.lineno}: the loop clips already")
-    clip = f"{spelled(draft, 'torch.nn.utils.' + function)}({parameters(draft, step, optimizer)}, {text})"
-    lines = [clip]
-    unscaled = any(called(n) == "unscale_" for one in block for n in ast.walk(one))
-    if scaler is not None and not unscaled and scaler != optimizer:
+    lines = [f"{spelled(draft, 'torch.nn.utils.' + function)}({parameters(draft, step, optimizer)}, {text})"]
+    if scaler is not None and scaler != optimizer and not any(calls_in(one, "unscale_") for one in block):
         lines.insert(0, f"{scaler}.unscale_({optimizer})")
-    again = next((d, s) for d, s in steps(context) if d is draft and stepped(s)[0] == optimizer and not _clipped(d, s))
-    insert_before(again[0], again[1], "\n".join(lines))
+    insert_before(draft, step, "\n".join(lines))
 
 
-def _clipped(draft: Draft, step: ast.Call) -> bool:
-    return any(
-        called(n) in ("clip_grad_norm_", "clip_grad_value_") for one in block_of(draft, statement_of(draft, step)) for n in ast.walk(one)
-    )
+CLASS = "AdaptiveClipping"
 
 
-WRITERS: dict[str, Writer] = {"clip-gradient-norm": by_norm, "clip-gradient-value": by_value}
+def adaptive(p: Fix, context: Context) -> None:
+    """Brock et al. 2021, before each step; the output layer is left out by its name."""
+    if context.measurement.clip is not None:
+        raise Unwritable("the training clips already, in another way")
+    share, spared = literal(number(p, "clipping")), _spared(context, word(p, "exempt"))
+    code = _clipping(context)
+    with_name(context, f"{{0}}.register_step_pre_hook({CLASS}({share}{spared}))")
+    define(context, CLASS, code)
+
+
+def _spared(context: Context, exempt: str) -> str:
+    """The parameters that are left alone, as an argument: by the names of their layers in the model that the optimizer is given."""
+    owners = {name.rpartition(".")[0] for name in exempt.split(",") if name}
+    if not owners:
+        return ""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of one module")
+    model = draft.source(given.func.value)
+    paths = (context.name_now(owner) for owner in sorted(owners))
+    listed = ", ".join(f'*{model}.get_submodule("{path}").parameters()' for path in paths)
+    return f", [{listed}]"
+
+
+def _clipping(context: Context) -> str:
+    kind, parameter, no_grad = spelled_there(context, "torch.optim.Optimizer", "torch.nn.Parameter", "torch.no_grad")
+    (norm,) = spelled_there(context, "torch.linalg.vector_norm")
+    return f'''
+class {CLASS}:
+    """Adaptive gradient clipping (Brock et al. 2021): each unit's gradient at a share of the norm of its weights."""
+
+    def __init__(self, share: float, spared: list[{parameter}] | tuple[()] = ()) -> None:
+        self.share, self.spared = share, spared
+
+    @{no_grad}()
+    def __call__(self, optimizer: {kind}, *_: object) -> None:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            if p.grad is None or any(p is other for other in self.spared):
+                continue
+            unit = tuple(range(1, p.ndim)) or None
+            largest = self.share * {norm}(p, dim=unit, keepdim=True).clamp_min(1e-3)
+            p.grad.mul_((largest / {norm}(p.grad, dim=unit, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+'''
+
+
+WRITERS: dict[str, Writer] = {"clip-gradient-norm": by_norm, "clip-gradient-value": by_value, "adaptive-gradient-clipping": adaptive}

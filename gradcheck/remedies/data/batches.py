@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from gradcheck.analysis.activations import POSITIVE, SYMMETRIC, UNIT
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import of_data, wiring
 from gradcheck.remedies.modules.rewriting import bind, own_methods
 from gradcheck.remedies.modules.surgery import require_running
 from gradcheck.types.data import InputFacts
@@ -25,14 +25,22 @@ from gradcheck.workload.workload import Batch
 LIKE = ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like")
 
 
-def propose_use(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring(
+    "use-input",
+    "the input in place of a placeholder",
+    "Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline",
+    applicability="unsafe",
+    checkpoint="keys stay the same, but weights trained on the placeholder have not seen an input",
+)
+def use_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Whether the code has such a place is seen when it is applied."""
     if finding is None or finding.code != "GRAPH008":
         return []
-    return [USE_INPUT.fix("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
+    return [use_input.fix("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
 
 
-def use_input(treated: TreatedWorkload, p: Fix) -> None:
+@use_input.applies
+def apply_use_input(treated: TreatedWorkload, p: Fix) -> None:
     found = [(method, copies) for method in own_methods(treated) if (copies := placeholders(method.tree))]
     if sum(len(copies) for _, copies in found) != 1:
         what = "several places" if found else "no place"
@@ -66,18 +74,6 @@ class _Without(ast.NodeTransformer):
         return argument if (node.lineno, node.col_offset) == self.place and argument is not None else node
 
 
-USE_INPUT = RemedyDefinition(
-    "use-input",
-    "the input in place of a placeholder",
-    "wiring",
-    "unsafe",
-    "Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline",
-    propose_use,
-    use_input,
-    "keys stay the same, but weights trained on the placeholder have not seen an input",
-)
-
-
 Axis = Literal["feature", "channel", "all"]
 SEED = 0  # of the order that samples are dealt in
 REGRESSION_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
@@ -109,7 +105,8 @@ def _unscaled(x: InputFacts) -> bool:
     return abs(x.mean) > 0.5 or not 0.5 < x.std < 2 or (x.feature_std_ratio or 1.0) > 3
 
 
-def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_data("standardize-input", "standardized input", "LeCun et al. 1998, Efficient BackProp, section 4.3")
+def standardize_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     floating = [x for x in m.data.inputs if x.dtype.startswith(("float", "bfloat")) and len(x.shape) > 1 and x.std > 0]
     chosen = [x for x in floating if _unscaled(x)] or floating
     if not chosen:
@@ -122,10 +119,11 @@ def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
         text = f"subtract {chosen[0].mean:.3g} from the input and divide it by {chosen[0].std:.3g}"
     else:
         text = f"subtract each {axis}'s mean from the input and divide by its standard deviation, both over the training data"
-    return [INPUT.fix(text, finding, settings=settings)]
+    return [standardize_input.fix(text, finding, settings=settings)]
 
 
-def standardize_input(treated: TreatedWorkload, p: Fix) -> None:
+@standardize_input.applies
+def apply_standardize_input(treated: TreatedWorkload, p: Fix) -> None:
     """With mean and standard deviation over the training batches. What never varies is only centred."""
     names = [x for x in str(p.settings.get("input", "")).split(",") if x]
     batches = treated.workload.batches
@@ -177,7 +175,8 @@ def _targets(m: Measurement) -> _Targets | None:
     return _Targets(by_hand.target_mean, by_hand.target_std) if by_hand is not None else None
 
 
-def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_data("standardize-target", "standardized target", "LeCun et al. 1998, Efficient BackProp, section 4.5")
+def standardize_target(finding: Finding | None, m: Measurement) -> list[Fix]:
     """To zero mean and unit scale; into the range of the output's activation where it has one."""
     t = _targets(m)
     if t is None or not (math.isfinite(t.mean) and math.isfinite(t.std)):
@@ -186,15 +185,16 @@ def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
         low, width = (t.low, t.high - t.low) if t.producer in UNIT else ((t.low + t.high) / 2, (t.high - t.low) / 2)
         span = "[0, 1]" if t.producer in UNIT else "[-1, 1]"
         text = f"scale the targets into {span}: subtract {low:.6g} and divide by {width:.6g}; undo it where predictions are read"
-        return [TARGET.fix(text, finding, settings={"mean": low, "std": width, "axis": "all"})]
+        return [standardize_target.fix(text, finding, settings={"mean": low, "std": width, "axis": "all"})]
     if t.producer in POSITIVE and t.low is not None:
         text = f"make the targets positive: subtract {t.low:.6g} and divide by {t.std:.6g}; undo it where predictions are read"
-        return [TARGET.fix(text, finding, settings={"mean": t.low, "std": t.std, "axis": "all"})]
+        return [standardize_target.fix(text, finding, settings={"mean": t.low, "std": t.std, "axis": "all"})]
     text = f"subtract {t.mean:.6g} from the targets and divide them by {t.std:.6g}; undo it where predictions are read"
-    return [TARGET.fix(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
+    return [standardize_target.fix(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
 
 
-def standardize_target(treated: TreatedWorkload, p: Fix) -> None:
+@standardize_target.applies
+def apply_standardize_target(treated: TreatedWorkload, p: Fix) -> None:
     batch = treated.workload.batches[0]
     index = target_index(batch, treated.model)
     if index is None:
@@ -216,12 +216,14 @@ def _by_moments(batch: Batch, p: Fix) -> int | None:
 # ---------------------------------------------------------------------------------- samples
 
 
-def propose_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_data("shuffle-data", "shuffled samples", "Bottou 2012, Stochastic Gradient Descent Tricks, section 5.1")
+def shuffle_data(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.data.batches < 2 or (finding is None and not (m.data.labels is not None and m.data.labels.sorted)):
         return []
-    return [SHUFFLE.fix("deal the samples into batches at random: shuffle=True", finding)]
+    return [shuffle_data.fix("deal the samples into batches at random: shuffle=True", finding)]
 
 
+@shuffle_data.applies
 def shuffle(treated: TreatedWorkload, _: Fix) -> None:
     """Redeals the samples of all batches, into batches of the same sizes."""
     batches = treated.workload.batches
@@ -231,11 +233,12 @@ def shuffle(treated: TreatedWorkload, _: Fix) -> None:
     treated.workload.batches = [picked(whole, part) for part in order.split(sizes)]
 
 
-def propose_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_data("clean-data", "samples without NaN or infinity", "Schafer and Graham 2002, Missing Data: Our View of the State of the Art")
+def clean_data(finding: Finding | None, m: Measurement) -> list[Fix]:
     bad = sum(x.non_finite for x in m.data.inputs)
     if not bad and finding is None:
         return []
-    return [CLEAN.fix("leave out the samples with NaN or infinity in them", finding)]
+    return [clean_data.fix("leave out the samples with NaN or infinity in them", finding)]
 
 
 @torch.no_grad()
@@ -254,45 +257,9 @@ def complete(batch: Batch) -> Batch:
     return picked(batch, fine)
 
 
+@clean_data.applies
 def clean(treated: TreatedWorkload, _: Fix) -> None:
     treated.transform(complete)
 
 
-INPUT = RemedyDefinition(
-    "standardize-input",
-    "standardized input",
-    "data",
-    "safe",
-    "LeCun et al. 1998, Efficient BackProp, section 4.3",
-    propose_input,
-    standardize_input,
-)
-TARGET = RemedyDefinition(
-    "standardize-target",
-    "standardized target",
-    "data",
-    "safe",
-    "LeCun et al. 1998, Efficient BackProp, section 4.5",
-    propose_target,
-    standardize_target,
-)
-SHUFFLE = RemedyDefinition(
-    "shuffle-data",
-    "shuffled samples",
-    "data",
-    "safe",
-    "Bottou 2012, Stochastic Gradient Descent Tricks, section 5.1",
-    propose_shuffle,
-    shuffle,
-)
-CLEAN = RemedyDefinition(
-    "clean-data",
-    "samples without NaN or infinity",
-    "data",
-    "safe",
-    "Schafer and Graham 2002, Missing Data: Our View of the State of the Art",
-    propose_clean,
-    clean,
-)
-
-REMEDIES = (INPUT, TARGET, SHUFFLE, CLEAN, USE_INPUT)
+REMEDIES = (standardize_input, standardize_target, shuffle_data, clean_data, use_input)

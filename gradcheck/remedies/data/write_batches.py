@@ -1,22 +1,32 @@
 """Data: where the dataset is put together; where it comes from elsewhere, by a hook of the model."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradcheck.remedies.data.batches import copied, placeholders
-from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
+from gradcheck.remedies.editing.context import Context, Writer, in_lines, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import Function, argument, called, definition, dotted, in_place_of, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import (
+    Function,
+    argument,
+    calls_in,
+    definition,
+    dotted,
+    every,
+    in_place_of,
+    names_in,
+    set_argument,
+    statement_of,
+)
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 from gradcheck.types.fix import Fix
 
 NAME = "standardized"
 DIGITS = 4
-_WIDTH = 100  # of a line of numbers
 
 
 def in_front_of_model(p: Fix, context: Context, axis: str) -> None:
@@ -48,22 +58,10 @@ def _moments(p: Fix, context: Context, draft: Draft, axis: str) -> str:
         raise Unwritable("the data come from outside of your files, and have too many features for their moments to be written down")
     tensor, view = spelled(draft, "torch.tensor"), f".view(-1{', 1' * (len(facts.shape) - 2)})" if axis == "channel" else ""
     values = {"mean": [mean for mean, _ in facts.moments], "std": [std or 1.0 for _, std in facts.moments]}
-    return "".join(f"    {name} = {tensor}({_listed(numbers)}, device=x.device){view}\n" for name, numbers in values.items())
-
-
-def _listed(values: list[float]) -> str:
-    """A list, over several lines where it is long."""
-    lines, line = [], ""
-    for value in values:
-        text = f"{literal(value, DIGITS)}, "
-        if line and len(line) + len(text) > _WIDTH:
-            lines.append(line.rstrip())
-            line = ""
-        line += text
-    lines.append(line.rstrip())
-    if len(lines) == 1:
-        return f"[{lines[0].rstrip(',')}]"
-    return "[\n" + "".join(f"        {x}\n" for x in lines) + "    ]"
+    return "".join(
+        f"    {name} = {tensor}({in_lines([literal(x, DIGITS) for x in numbers], '[]', '    ')}, device=x.device){view}\n"
+        for name, numbers in values.items()
+    )
 
 
 def use_input(p: Fix, context: Context) -> None:
@@ -80,11 +78,10 @@ def use_input(p: Fix, context: Context) -> None:
 def _in_classes(context: Context, draft: Draft) -> Iterator[ast.Call]:
     """Places in the methods of the classes that the model is made of."""
     types = {layer.type for layer in context.measurement.layers}
-    for node in ast.walk(draft.tree):
-        if isinstance(node, ast.ClassDef) and node.name in types:
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef):
-                    yield from placeholders(method)
+    for holder in every(draft.tree, ast.ClassDef):
+        for method in holder.body if holder.name in types else ():
+            if isinstance(method, ast.FunctionDef):
+                yield from placeholders(method)
 
 
 HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")
@@ -102,19 +99,15 @@ class DataSource:
 
     @property
     def held_out(self) -> bool:
-        statement = statement_of(self.draft, self.node)
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        names = [dotted(t).lower() for t in targets] + [x.lower() for x in self.tensors]
-        return any(word in name for name in names for word in HELD_OUT)
+        return is_held_out(self.draft, self.node, self.tensors)
 
 
 def sources(context: Context) -> list[DataSource]:
     """In the order of the files; those of held-out data last."""
     found = []
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "TensorDataset" and isinstance(node, ast.Call) and not node.keywords and len(node.args) >= 1:
-                found.append(DataSource(draft, node, tuple(draft.source(a) for a in node.args)))
+        made = [c for c in calls_in(draft.tree, "TensorDataset") if c.args and not c.keywords]
+        found += [DataSource(draft, c, tuple(draft.source(a) for a in c.args)) for c in made]
         for statement in draft.tree.body:
             value = statement.value if isinstance(statement, ast.Assign) else None
             target = statement.targets[0] if isinstance(statement, ast.Assign) else None
@@ -156,20 +149,14 @@ def inputs(p: Fix, context: Context) -> None:
         _batches(first, p, axis, constant)
         return
     others = [s for s in sources(context) if s.held_out and s.tensors and s.tensors[0] != first.tensors[0]]
-    _tensor(context, first, p, axis, constant, name_statistics=bool(others))
-    for index in range(len(others)):
-        other = [s for s in sources(context) if s.held_out and s.tensors][index]
-        insert_before(other.draft, other.node, f"{other.tensors[0]} = ({other.tensors[0]} - mean) / std")
-
-
-def _tensor(context: Context, source: DataSource, p: Fix, axis: str, constant: bool, *, name_statistics: bool) -> None:
     name, draft = _named(context, 0)
-    node = _training(context).node
     mean, std = _statistics(name, p, axis, constant)
-    if name_statistics:
-        insert_before(draft, node, f"mean, std = {mean}, {std}\n{name} = ({name} - mean) / std")
+    if others:
+        insert_before(draft, first.node, f"mean, std = {mean}, {std}\n{name} = ({name} - mean) / std")
     else:
-        insert_before(draft, node, f"{name} = ({name} - {mean}) / {std}")
+        insert_before(draft, first.node, f"{name} = ({name} - {mean}) / {std}")
+    for other in others:
+        insert_before(other.draft, other.node, f"{other.tensors[0]} = ({other.tensors[0]} - mean) / std")
 
 
 def _statistics(name: str, p: Fix, axis: str, constant: bool) -> tuple[str, str]:
@@ -189,20 +176,14 @@ def _named(context: Context, index: int) -> tuple[str, Draft]:
         raise Unwritable("the dataset has no such tensor")
     node = source.node
     assert isinstance(node, ast.Call)
-    given = node.args[index]
+    given, draft = node.args[index], source.draft
     if isinstance(given, ast.Name):
-        return given.id, source.draft
-    draft, text = source.draft, draft_source(source.draft, given)
-    taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)}
+        return given.id, draft
+    text, taken = draft.source(given), names_in(draft.tree)
     name = next(n for n in (("inputs", "x", "standardized") if index == 0 else ("targets", "y", "scaled")) if n not in taken)
     draft.replace(given, name)
-    insert_before(draft, _training(context).node, f"{name} = {text}")
+    insert_before(draft, node, f"{name} = ({text})" if "\n" in text else f"{name} = {text}")
     return name, draft
-
-
-def draft_source(draft: Draft, node: ast.expr) -> str:
-    text = draft.source(node)
-    return text if "\n" not in text else f"({text})"
 
 
 def _batches(source: DataSource, p: Fix, axis: str, constant: bool) -> None:
@@ -218,8 +199,7 @@ def _batches(source: DataSource, p: Fix, axis: str, constant: bool) -> None:
         f"mean, std = {mean}, {std}",
         f"{name} = [((x - mean) / std, y) for x, y in {name}]",
     )
-    node = next(s for s in source.draft.tree.body if isinstance(s, ast.Assign) and dotted(s.targets[0]) == name)
-    insert_after(source.draft, node, "\n".join(lines))
+    insert_after(source.draft, source.node, "\n".join(lines))
 
 
 def targets(p: Fix, context: Context) -> None:
@@ -231,7 +211,7 @@ def targets(p: Fix, context: Context) -> None:
         insert_after(source.draft, source.node, f"{source.batches} = [(x, (y{shift}) / {std}) for x, y in {source.batches}]{back}")
         return
     name, draft = _named(context, 1)
-    insert_before(draft, _training(context).node, f"{name} = ({name}{shift}) / {std}{back}")
+    insert_before(draft, source.node, f"{name} = ({name}{shift}) / {std}{back}")
     others = [s for s in sources(context) if s.held_out and len(s.tensors) > 1 and s.tensors[1] != name]
     for other in others[:1]:
         insert_before(other.draft, other.node, f"{other.tensors[1]} = ({other.tensors[1]}{shift}) / {std}")
@@ -242,35 +222,40 @@ def targets(p: Fix, context: Context) -> None:
 
 def shuffle(p: Fix, context: Context) -> None:
     """shuffle=True for the loader of the training data."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
-                continue
-            if argument(node, "sampler") is not None or argument(node, "batch_sampler") is not None:
-                raise Unwritable(f"{draft.path}:{node.lineno}: the loader has a sampler of its own")
-            set_argument(draft, node, "shuffle", "True", 2)
-            return
-    raise Unwritable("there is no DataLoader in your files")
+    draft, loader = training_loader(context)
+    if argument(loader, "sampler") is not None or argument(loader, "batch_sampler") is not None:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a sampler of its own")
+    set_argument(draft, loader, "shuffle", "True", 2)
 
 
 def larger_batch(p: Fix, context: Context) -> None:
     """The loader's batch size, times as many."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
-                continue
-            given = argument(node, "batch_size", 1)
-            value = definition(draft, given) or given if given is not None else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, int):
-                draft.replace(value, str(value.value * round(number(p, "batches"))))
-                return
+    for draft, loader in training_loaders(context):
+        given = argument(loader, "batch_size", 1)
+        value = definition(draft, given) or given if given is not None else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, int):
+            draft.replace(value, str(value.value * round(number(p, "batches"))))
+            return
     raise Unwritable("no DataLoader in your files has its batch size as a number")
 
 
-def is_held_out(draft: Draft, node: ast.AST) -> bool:
+def training_loaders(context: Context) -> Iterator[tuple[Draft, ast.Call]]:
+    return ((draft, call) for draft, call in context.calls("DataLoader") if not is_held_out(draft, call))
+
+
+def training_loader(context: Context) -> tuple[Draft, ast.Call]:
+    """The first one. Raises Unwritable without any."""
+    found = next(training_loaders(context), None)
+    if found is None:
+        raise Unwritable("there is no DataLoader in your files")
+    return found
+
+
+def is_held_out(draft: Draft, node: ast.AST, others: Sequence[str] = ()) -> bool:
+    """The name that is given in a statement, or one of the others, says that it is not for training."""
     statement = statement_of(draft, node)
-    names = [dotted(t).lower() for t in statement.targets] if isinstance(statement, ast.Assign) else []
-    return any(word in name for name in names for word in HELD_OUT)
+    names = [*map(dotted, statement.targets if isinstance(statement, ast.Assign) else []), *others]
+    return any(word in name.lower() for name in names for word in HELD_OUT)
 
 
 def clean(p: Fix, context: Context) -> None:
@@ -280,13 +265,10 @@ def clean(p: Fix, context: Context) -> None:
         raise Unwritable("the data are not put together from tensors in your files")
     given, draft = _named(context, 0)
     wanted, draft = _named(context, 1)
-    tensors = {x.name: x for x in context.measurement.data.inputs}
-    bad_target = not any(x.non_finite for x in tensors.values())
-    name = wanted if bad_target else given
-    line = f"finite = {name}.isfinite().flatten(1).all(dim=1)  # samples without NaN or infinity"
-    if bad_target:
-        line = f"finite = {name}.isfinite().reshape(len({name}), -1).all(dim=1)  # samples without NaN or infinity"
-    insert_before(draft, _training(context).node, f"{line}\n{given}, {wanted} = {given}[finite], {wanted}[finite]")
+    bad_input = any(x.non_finite for x in context.measurement.data.inputs)
+    flat = f"{given}.isfinite().flatten(1)" if bad_input else f"{wanted}.isfinite().reshape(len({wanted}), -1)"
+    line = f"finite = {flat}.all(dim=1)  # samples without NaN or infinity"
+    insert_before(draft, source.node, f"{line}\n{given}, {wanted} = {given}[finite], {wanted}[finite]")
 
 
 WRITERS: dict[str, Writer] = {

@@ -2,12 +2,13 @@
 
 import ast
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.remedies.editing.document import SourceError, read
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.nodes import call_at_or_above
+from gradcheck.remedies.editing.nodes import call_at_or_above, calls_in
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.layers import Layer
 from gradcheck.types.location import Location
@@ -41,6 +42,10 @@ class Context:
         for path in self.files:
             if str(path).endswith(".py"):
                 yield self.draft(path)
+
+    def calls(self, *names: str) -> Iterator[tuple[Draft, ast.Call]]:
+        """Calls of what goes by one of these names, with their files."""
+        return ((draft, call) for draft in self.all_drafts() for call in calls_in(draft.tree, *names))
 
     def owns(self, place: Location, draft: Draft) -> bool:
         """Whether a place is the user's own, in this file."""
@@ -130,6 +135,18 @@ def literal(value: float, digits: int = 3) -> str:
         return repr(rounded)
     mantissa, exponent = f"{rounded:.{digits - 1}e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+WIDTH = 99  # of a line of names or numbers
+
+
+def in_lines(items: Sequence[str], brackets: str, indent: str = "") -> str:
+    """Items between brackets, over several lines where they are long; `indent`: that of the closing one."""
+    first, last = brackets[0], brackets[1]
+    lines = textwrap.wrap(", ".join(items), WIDTH, break_long_words=False, break_on_hyphens=False)
+    if len(lines) == 1:
+        return f"{first}{lines[0]}{',' if len(items) == 1 and first == '(' else ''}{last}"
+    return f"{first}\n" + "".join(f"{indent}    {line.rstrip(',')},\n" for line in lines) + f"{indent}{last}"
 
 
 def shown(path: str) -> str:

@@ -72,6 +72,10 @@ class Draft:
             self._seen |= dict.fromkeys(ast.walk(tree), (self.text, len(self.history)))
         return self._parsed[1]
 
+    def holds(self, node: ast.AST) -> bool:
+        """Whether a node is of this tree, or of an earlier one."""
+        return node in self._seen
+
     def parent(self, node: ast.AST) -> ast.AST | None:
         assert self.tree is not None
         return self._parents.get(node)

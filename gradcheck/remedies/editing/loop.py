@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.nodes import called, dotted, function_of, scope_of, statement_of
-from gradcheck.remedies.editing.statements import block_of, indent_of, remove_statement
+from gradcheck.remedies.editing.nodes import called, calls_in, dotted, every, function_of, scope_of, statement_of
+from gradcheck.remedies.editing.statements import block_of, indent_of
 from gradcheck.types.location import Location
 
 Loop = ast.For | ast.While
+CLIPPING = ("clip_grad_norm_", "clip_grad_value_")
 
 
 def call_of(context: Context, place: Location | None, names: tuple[str, ...], what: str) -> tuple[Draft, ast.Call]:
@@ -99,38 +100,20 @@ def plain(draft: Draft, call: ast.Call) -> ast.stmt:
     raise Unwritable(f"{draft.path}:{call.lineno}: the call is a part of a larger statement")
 
 
-def remove(draft: Draft, place: Location) -> None:
-    """Removes the statement that consists of the call at a place."""
-    node = draft.at(place)
-    call = node if isinstance(node, ast.Call) else draft.parent(node)
-    if not isinstance(call, ast.Call):
-        raise Unwritable(f"{place}: no call is written there")
-    remove_statement(draft, plain(draft, call))
-
-
 def steps(context: Context) -> Iterator[tuple[Draft, ast.Call]]:
     """Calls of `optimizer.step()` or `scaler.step(optimizer)` in training loops: where the loop was seen, else where one is written."""
     loop = context.measurement.loop
     if loop is not None and loop.step_site is not None:
-        draft, call = context.call_at(loop.step_site)
-        yield draft, call
-        return
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "step" and isinstance(node, ast.Call) and _after_backward(draft, node):
-                yield draft, node
+        yield context.call_at(loop.step_site)
+    else:
+        yield from ((draft, call) for draft, call in context.calls("step") if _after_backward(draft, call))
 
 
 def _after_backward(draft: Draft, step: ast.Call) -> bool:
     """A backward pass stands before it in the same block, and it is the first step after that."""
-    statement = statement_of(draft, step)
-    before = []
-    for one in block_of(draft, statement):
-        if one is statement:
-            break
-        before.append(one)
-    last = next((i for i in range(len(before) - 1, -1, -1) if any(called(n) == "backward" for n in ast.walk(before[i]))), None)
-    return last is not None and not any(called(n) == "step" for one in before[last + 1 :] for n in ast.walk(one))
+    before = preceding(draft, step)
+    last = next((i for i in range(len(before) - 1, -1, -1) if calls_in(before[i], "backward")), None)
+    return last is not None and not any(calls_in(one, "step") for one in before[last + 1 :])
 
 
 def stepped(call: ast.Call) -> tuple[str, str | None]:
@@ -147,17 +130,10 @@ def stepped(call: ast.Call) -> tuple[str, str | None]:
 
 def parameters(draft: Draft, step: ast.Call, optimizer: str) -> str:
     """An expression for what the optimizer trains, valid where it steps: `model.parameters()` where that is what it was given."""
-    for node in ast.walk(draft.tree):
-        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.value.args):
-            continue
-        given = node.value.args[0]
-        same = any(dotted(t) == optimizer for t in node.targets)
-        if same and called(given) == "parameters" and isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute):
-            owner = dotted(given.func.value)
-            if owner and (scope_of(draft, node) is scope_of(draft, step) or owner.startswith("self.") or _global(draft, node)):
+    for node in every(draft.tree, ast.Assign):
+        given = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else None
+        if isinstance(given, ast.Call) and called(given) == "parameters" and any(dotted(t) == optimizer for t in node.targets):
+            owner, scope = owner_of(given), scope_of(draft, node)
+            if owner and (scope in (scope_of(draft, step), draft.tree) or owner.startswith("self.")):
                 return f"{owner}.parameters()"
     return f'[p for group in {optimizer}.param_groups for p in group["params"]]'
-
-
-def _global(draft: Draft, node: ast.AST) -> bool:
-    return isinstance(scope_of(draft, node), ast.Module)

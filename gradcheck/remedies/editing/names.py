@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Span, Unwritable
-from gradcheck.remedies.editing.nodes import Function, assigned, called, class_of, dotted, function_of
+from gradcheck.remedies.editing.nodes import ATOMS, Function, assigned, called, class_of, dotted, every, function_of, names_in
 from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.remedies.modules.rewriting import IN_TORCH
 
 Layers = frozenset[str]
 
@@ -76,7 +77,7 @@ class Reader:
 
     def _name(self, node: ast.Name) -> Layers:
         for above in self.draft.ancestors(node):
-            if isinstance(above, ast.For) and node.id in _names(above.target) and all(n is not node for n in ast.walk(above.iter)):
+            if isinstance(above, ast.For) and node.id in names_in(above.target) and all(n is not node for n in ast.walk(above.iter)):
                 return self._filtered(node, self._unpacked(above, node.id))
         value = assigned(self.draft, node)
         if value is not None:
@@ -92,9 +93,7 @@ class Reader:
     def _given(self, function: Function, position: int) -> Layers:
         """What the calls of a function in the file, and `model.apply(function)`, give to one of its parameters."""
         found: Layers = frozenset()
-        for call in ast.walk(self.draft.tree):
-            if not isinstance(call, ast.Call):
-                continue
+        for call in every(self.draft.tree, ast.Call):
             if called(call) == function.name and len(call.args) > position:
                 found |= self.layers(call.args[position])
             elif position == 0 and _applies(call, function.name) and isinstance(call.func, ast.Attribute):
@@ -191,10 +190,6 @@ def _applies(call: ast.Call, name: str) -> bool:
     return called(call) == "apply" and len(call.args) == 1 and dotted(call.args[0]).rpartition(".")[2] == name
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
 # How a file that has none of these gets them.
 _CUSTOMARY = {
     "torch": "import torch",
@@ -247,11 +242,33 @@ def spelled(draft: Draft, name: str) -> str:
     return spelling
 
 
+def written(draft: Draft, node: ast.expr | ast.keyword) -> str:
+    """The source of an expression of new nodes around nodes of the file: these keep their text, functions of torch their name there."""
+    if draft.holds(node):
+        return draft.source(node)
+    if isinstance(node, ast.Call):
+        return f"{written(draft, node.func)}({', '.join(written(draft, a) for a in (*node.args, *node.keywords))})"
+    if isinstance(node, ast.BinOp):
+        sign = ast.unparse(ast.BinOp(ast.Name(""), node.op, ast.Name("")))
+        return _closed(draft, node.left) + sign + _closed(draft, node.right)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return f"-({written(draft, node.operand)})"
+    text = ast.unparse(node)
+    if text.startswith(IN_TORCH) and text.count("(") == 1:
+        return spelled(draft, f"torch.{text.removeprefix(IN_TORCH)}")
+    if isinstance(node, ast.Attribute):
+        return f"{_closed(draft, node.value)}.{node.attr}"
+    return text.replace("e-0", "e-")
+
+
+def _closed(draft: Draft, node: ast.expr) -> str:
+    return written(draft, node) if isinstance(node, ATOMS) else f"({written(draft, node)})"
+
+
 def _used(draft: Draft) -> set[str]:
     """Names that the file defines itself."""
-    return {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
-        n.name for n in ast.walk(draft.tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))
-    }
+    stored = {n.id for n in every(draft.tree, ast.Name) if isinstance(n.ctx, ast.Store)}
+    return stored | {n.name for n in ast.walk(draft.tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
 
 def known(draft: Draft, name: str) -> str | None:

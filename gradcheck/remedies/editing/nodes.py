@@ -2,10 +2,12 @@
 
 import ast
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Node = TypeVar("Node", bound=ast.AST)
 
 
 def dotted(node: ast.AST) -> str:
@@ -22,6 +24,30 @@ def called(node: ast.AST) -> str:
     if not isinstance(node, ast.Call):
         return ""
     return node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def every(tree: ast.AST, kind: type[Node]) -> list[Node]:
+    """The nodes of a kind in a tree, itself included."""
+    return [n for n in ast.walk(tree) if isinstance(n, kind)]
+
+
+def calls_in(tree: ast.AST, *names: str) -> list[ast.Call]:
+    """Calls of what goes by one of these names."""
+    return [n for n in every(tree, ast.Call) if called(n) in names]
+
+
+def names_in(*nodes: ast.AST) -> set[str]:
+    return {n.id for node in nodes for n in every(node, ast.Name)}
+
+
+def reads(draft: Draft, name: str) -> list[ast.Name]:
+    """Where the file takes the value of a name."""
+    return [n for n in every(draft.tree, ast.Name) if n.id == name and isinstance(n.ctx, ast.Load)]
+
+
+def values(draft: Draft, name: str) -> list[ast.expr]:
+    """What the file gives a name, anywhere."""
+    return [v for node in ast.walk(draft.tree) for target, v in bindings(node) if target == name]
 
 
 def call_at_or_above(draft: Draft, node: ast.expr) -> ast.Call:
@@ -208,13 +234,12 @@ def definition(draft: Draft, value: ast.expr) -> ast.expr | None:
         return _option(draft, value)
     if not isinstance(value, ast.Name):
         return None
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == value.id and isinstance(n.ctx, ast.Load)]
-    if len(reads) != 1:
+    if len(reads(draft, value.id)) != 1:
         return None
     function = function_of(draft, value)
     if function is not None and any(a.arg == value.id for a in (*function.args.args, *function.args.kwonlyargs)):
         return _default(draft, function, value.id)
-    found = [v for node in ast.walk(draft.tree) for target, v in bindings(node) if target == value.id]
+    found = values(draft, value.id)
     return found[0] if len(found) == 1 and is_literal(found[0]) else None
 
 
@@ -241,7 +266,9 @@ def bindings(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 def _default(draft: Draft, function: Function, name: str) -> ast.expr | None:
     """The default of a parameter that no call in the file gives."""
-    if any(called(n) == function.name and argument_names(n, function, name) for n in ast.walk(draft.tree)):
+    position = next((i for i, a in enumerate(function.args.args) if a.arg == name), None)
+    made = calls_in(draft.tree, function.name)
+    if any(argument(c, name, position) is not None or any(k.arg is None for k in c.keywords) for c in made):
         return None
     arguments = function.args
     defaults = dict(zip([a.arg for a in arguments.args][len(arguments.args) - len(arguments.defaults) :], arguments.defaults, strict=True))
@@ -249,26 +276,29 @@ def _default(draft: Draft, function: Function, name: str) -> ast.expr | None:
     return defaults[name] if is_literal(defaults.get(name)) else None
 
 
-def argument_names(call: ast.AST, function: Function, name: str) -> bool:
-    """Whether a call gives a parameter of a function."""
-    if not isinstance(call, ast.Call):
-        return False
-    position = next((i for i, a in enumerate(function.args.args) if a.arg == name), None)
-    return argument(call, name, position) is not None or any(k.arg is None for k in call.keywords)
-
-
 def _option(draft: Draft, value: ast.Attribute) -> ast.expr | None:
     """The default of a command line option, for `arguments.lr` of an argparse parser in the same file."""
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Attribute) and n.attr == value.attr and isinstance(n.ctx, ast.Load)]
-    if len(reads) != 1:
+    if sum(n.attr == value.attr and isinstance(n.ctx, ast.Load) for n in every(draft.tree, ast.Attribute)) != 1:
         return None
-    for node in ast.walk(draft.tree):
-        if called(node) == "add_argument" and isinstance(node, ast.Call):
-            flags = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-            if any(flag.lstrip("-").replace("-", "_") == value.attr for flag in flags):
-                default = argument(node, "default")
-                return default if is_literal(default) else None
+    for call in calls_in(draft.tree, "add_argument"):
+        flags = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        if any(flag.lstrip("-").replace("-", "_") == value.attr for flag in flags):
+            default = argument(call, "default")
+            return default if is_literal(default) else None
     return None
+
+
+def target_of(draft: Draft, value: ast.expr) -> ast.expr | None:
+    """What an assignment gives a value to, also as one in a tuple of several; None where its statement is none."""
+    statement = statement_of(draft, value)
+    if isinstance(statement, ast.AnnAssign):
+        return statement.target if statement.value is value else None
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return None
+    target, pairs = statement.targets[0], [(statement.targets[0], statement.value)]
+    if isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple) and len(target.elts) == len(statement.value.elts):
+        pairs = list(zip(target.elts, statement.value.elts, strict=True))
+    return next((held for held, made in pairs if made is value), None)
 
 
 def assigned(draft: Draft, name: ast.Name) -> ast.expr | None:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import Reader, original, spelled
-from gradcheck.remedies.editing.nodes import Function, called, class_of, dotted, function_of, insert_after_item, own, scope_of, statement_of
+from gradcheck.remedies.editing.nodes import (
+    Function,
+    called,
+    calls_in,
+    class_of,
+    dotted,
+    every,
+    function_of,
+    insert_after_item,
+    own,
+    scope_of,
+    target_of,
+)
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.types.location import Location
 
@@ -67,7 +79,7 @@ def _returns_items(draft: Draft, statement: ast.Return) -> bool:
     function = function_of(draft, statement)
     if function is None:
         return False
-    calls = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and called(n) == function.name]
+    calls = calls_in(draft.tree, function.name)
     above = [draft.parent(call) for call in calls]
     adds = [isinstance(a, ast.AugAssign) or (isinstance(a, ast.Call) and called(a) == "extend") for a in above]
     return bool(calls) and all(add or (isinstance(a, ast.Starred) and in_sequence(draft, a)) for add, a in zip(adds, above, strict=True))
@@ -150,13 +162,17 @@ def renumber(context: Context, names: Sequence[str]) -> None:
 
 def _refuse_unpacking(reader: Reader, holders: set[str]) -> None:
     draft = reader.draft
-    for node in ast.walk(draft.tree):
-        unpacks = isinstance(node, ast.For) and isinstance(node.target, ast.Tuple) and called(node.iter) not in PAIRS
-        if unpacks and isinstance(node, ast.For) and reader.members(node.iter) & holders:
-            raise Unwritable(f"{draft.path}:{node.lineno}: the loop counts on the number of layers in each block")
-        sliced = isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)
-        if sliced and isinstance(node, ast.Subscript) and reader.owners(node.value) & holders:
+    for loop in unpacking(draft):
+        if reader.members(loop.iter) & holders:
+            raise Unwritable(f"{draft.path}:{loop.lineno}: the loop counts on the number of layers in each block")
+    for node in every(draft.tree, ast.Subscript):
+        if isinstance(node.slice, ast.Slice) and reader.owners(node.value) & holders:
             raise Unwritable(f"{draft.path}:{node.lineno}: {draft.source(node)} counts on the order of the layers")
+
+
+def unpacking(draft: Draft) -> list[ast.For]:
+    """Loops that take their items apart, where these are not pairs by themselves."""
+    return [n for n in every(draft.tree, ast.For) if isinstance(n.target, ast.Tuple) and called(n.iter) not in PAIRS]
 
 
 def _renumbered(reader: Reader, later: Context, node: ast.AST) -> list[Edit]:
@@ -167,14 +183,15 @@ def _renumbered(reader: Reader, later: Context, node: ast.AST) -> list[Edit]:
         measured = {(x, context.number_measured(x, index)) for x in owners}
         numbers = {later.number_now(x, i) for x, i in measured if i is not None}
         return [Edit(*draft.span(node.slice), str(numbers.pop()))] if len(numbers) == 1 else []
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _in_helper(draft, node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and in_helper(draft, node):
         name = context.name_measured(node.value)
         if name is not None and context.measurement.layer(name) is not None:
             return [Edit(*draft.span(node), f'"{later.name_now(name)}"')]
     return []
 
 
-def _in_helper(draft: Draft, node: ast.AST) -> bool:
+def in_helper(draft: Draft, node: ast.AST) -> bool:
+    """It is a value in the generated function."""
     function = function_of(draft, node)
     return function is not None and function.name == HELPER and not isinstance(draft.parent(node), ast.Expr)
 
@@ -196,15 +213,13 @@ def _as_name(draft: Draft, call: ast.Call, new: New) -> bool:
     items = _items(draft, call)
     if len(items) != 1:
         return False
-    text = new.module(draft, call)  # may add an import: the item is looked for again
-    fresh = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == items[0].id and in_sequence(draft, n)]
-    insert_after_item(draft, min(fresh, key=lambda n: abs(n.lineno - items[0].lineno)), text)
+    insert_after_item(draft, items[0], new.module(draft, call))
     return True
 
 
 def _items(draft: Draft, call: ast.Call) -> list[ast.Name]:
     """Where the name of what a call makes is an item."""
-    target = _target(draft, call)
+    target = target_of(draft, call)
     if not isinstance(target, ast.Name):
         return []
     return [n for n in own(scope_of(draft, call)) if isinstance(n, ast.Name) and n.id == target.id and in_sequence(draft, n)]
@@ -212,18 +227,14 @@ def _items(draft: Draft, call: ast.Call) -> list[ast.Name]:
 
 def _as_returned(draft: Draft, call: ast.Call, new: New) -> bool:
     """`return nn.Linear(...)`, or `return linear` after it: a Sequential of both is returned."""
-    statement, function = statement_of(draft, call), function_of(draft, call)
-    returns = [n for n in ast.walk(function) if isinstance(n, ast.Return)] if function is not None else []
-    name = statement.targets[0] if isinstance(statement, ast.Assign) and statement.value is call else None
+    function, name = function_of(draft, call), target_of(draft, call)
+    returns = every(function, ast.Return) if function is not None else []
     if function is None or len(returns) != 1 or returns[0].value is None:
         return False
     if returns[0].value is not call and not (isinstance(name, ast.Name) and dotted(returns[0].value) == name.id):
         return False
     text, kind = new.module(draft, call), spelled(draft, "torch.nn.Sequential")
-    function = next(n for n in ast.walk(draft.tree) if isinstance(n, Function) and n.name == function.name)
-    value = next(n.value for n in ast.walk(function) if isinstance(n, ast.Return))
-    assert value is not None
-    start, end = draft.span(value)
+    start, end = draft.span(returns[0].value)
     edits = [Edit(start, start, f"{kind}("), Edit(end, end, f", {text})")]
     if function.returns is not None and dotted(function.returns) == dotted(call.func):
         edits.append(Edit(*draft.span(function.returns), kind))
@@ -238,10 +249,10 @@ def _as_list(context: Context, draft: Draft, place: Location, new: New, wanted: 
     attribute = attribute_of(draft, holder) if holder is not None else None
     if holder is None or attribute is None:
         return False
-    if any(dotted(t) == f"self.{attribute}_{new.word}" for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) for t in n.targets):
+    if any(dotted(t) == f"self.{attribute}_{new.word}" for n in every(draft.tree, ast.Assign) for t in n.targets):
         return True  # made with the first layer of the list
     loops = _loops(draft, attribute)
-    made = [n for n in ast.walk(holder) if isinstance(n, ast.Call) and _layer_here(context, draft, n, wanted)]
+    made = [n for n in every(holder, ast.Call) if _layer_here(context, draft, n, wanted)]
     if len(loops) != 1 or not made:
         return False
     loop, run = loops[0]
@@ -272,9 +283,9 @@ def _layer_here(context: Context, draft: Draft, node: ast.AST, wanted: set[str])
 def _loops(draft: Draft, attribute: str) -> list[tuple[ast.For, ast.Call]]:
     """Loops `for layer in self.layers:` with the only call `layer(x)` in them."""
     found = []
-    for node in ast.walk(draft.tree):
-        if isinstance(node, ast.For) and dotted(node.iter) == f"self.{attribute}" and isinstance(node.target, ast.Name):
-            runs = [n for n in ast.walk(node) if isinstance(n, ast.Call) and dotted(n.func) == node.target.id]
+    for node in every(draft.tree, ast.For):
+        if dotted(node.iter) == f"self.{attribute}" and isinstance(node.target, ast.Name):
+            runs = [n for n in every(node, ast.Call) if dotted(n.func) == node.target.id]
             if len(runs) == 1:
                 found.append((node, runs[0]))
     return found
@@ -283,52 +294,33 @@ def _loops(draft: Draft, attribute: str) -> list[tuple[ast.For, ast.Call]]:
 def _as_attribute(draft: Draft, place: Location, new: New) -> bool:
     """`self.fc = nn.Linear(...)`: the new module is `self.fc_norm`, and `self.fc(x)` becomes `self.fc_norm(self.fc(x))`."""
     call = draft.at(place)
-    attribute = attribute_of(draft, call)
-    holder = class_of(draft, call)
+    attribute, holder = attribute_of(draft, call), class_of(draft, call)
     if attribute is None or holder is None or not isinstance(call, ast.Call):
         return False
     uses = _calls(draft, holder, attribute)
-    if not uses:
-        return False
-    if new.function is None:
-        line = f"self.{attribute}_{new.word} = {new.module(draft, call)}"
-        insert_after(draft, draft.at(place), line)
-    for index in range(len(uses)):
-        holder = class_of(draft, draft.at(place))
-        assert holder is not None
-        use = _calls(draft, holder, attribute)[index]
+    if uses and new.function is None:
+        insert_after(draft, call, f"self.{attribute}_{new.word} = {new.module(draft, call)}")
+    for use in reversed(uses):  # the inner ones first
         text = draft.source(use)
         draft.replace(use, new.function(draft, text) if new.function else f"self.{attribute}_{new.word}({text})")
-    return True
+    return bool(uses)
 
 
 def attribute_of(draft: Draft, call: ast.expr) -> str | None:
     """The attribute of self that holds what a call makes."""
-    target = _target(draft, call)
+    target = target_of(draft, call)
     held = dotted(target) if target is not None else ""
     return held.removeprefix("self.") if held.count(".") == 1 and held.startswith("self.") else None
-
-
-def _target(draft: Draft, call: ast.expr) -> ast.expr | None:
-    """What an assignment gives the value of a call, in a tuple of several too."""
-    statement = statement_of(draft, call)
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return None
-    target, value = statement.targets[0], statement.value
-    pairs = [(target, value)]
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
-        pairs = list(zip(target.elts, value.elts, strict=True))
-    return next((held for held, made in pairs if made is call), None)
 
 
 def _calls(draft: Draft, holder: ast.ClassDef, attribute: str) -> list[ast.Call]:
     """`self.attribute(...)` in the class and in those of the file that are made of it."""
     family = {holder.name}
-    for node in ast.walk(draft.tree):
-        if isinstance(node, ast.ClassDef) and family & {dotted(base) for base in node.bases}:
+    for node in every(draft.tree, ast.ClassDef):
+        if family & {dotted(base) for base in node.bases}:
             family.add(node.name)
-    classes = [n for n in ast.walk(draft.tree) if isinstance(n, ast.ClassDef) and n.name in family]
-    return [n for c in classes for n in ast.walk(c) if isinstance(n, ast.Call) and dotted(n.func) == f"self.{attribute}"]
+    classes = [n for n in every(draft.tree, ast.ClassDef) if n.name in family]
+    return [n for c in classes for n in every(c, ast.Call) if dotted(n.func) == f"self.{attribute}"]
 
 
 def wrap(draft: Draft, node: ast.AST, before: str, after: str = ")") -> None:

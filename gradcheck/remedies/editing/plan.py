@@ -58,11 +58,7 @@ class SourcePlan:
 
 
 def plan(
-    fixes: Sequence[Fix],
-    measurement: Measurement,
-    files: Sequence[str],
-    writers: Mapping[str, Writer],
-    onto: Sequence[Draft] = (),
+    fixes: Sequence[Fix], measurement: Measurement, files: Sequence[str], writers: Mapping[str, Writer], onto: Sequence[Draft] = ()
 ) -> SourcePlan:
     """Raises SourceError when a file is not the one that was measured."""
     context = Context(measurement, tuple(str(f) for f in files), {os.path.realpath(d.path): d for d in onto})

@@ -8,8 +8,8 @@ from torch import nn
 
 from gradcheck.analysis.layer_groups import bias, in_order, parameters_by_name
 from gradcheck.analysis.wording import number
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.initialization.weights import CHECKPOINT, weights_of
+from gradcheck.remedies.definition import initial
+from gradcheck.remedies.initialization.weights import weights_of
 from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.types.finding import Finding
@@ -31,17 +31,8 @@ def heads(m: Measurement) -> list[Layer]:
 # ---------------------------------------------------------------------------- head scaling
 
 
-def scale_head(treated: TreatedWorkload, fix: Fix) -> None:
-    """Multiplies the weights and zeroes the bias."""
-    factor = float(fix.settings["factor"])
-    with torch.no_grad():
-        for weight in list(weights_of(treated, fix)):
-            weight.parameter.mul_(factor)
-            if weight.bias is not None and fix.settings.get("zero_bias", True):
-                weight.bias.zero_()
-
-
-def propose_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
+@initial("head-scaling", "smaller initial weights of the last layer", "Karpathy 2019, A Recipe for Training Neural Networks")
+def head_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
     """So that logits start with a standard deviation of 1, values with that of the targets. Large outputs only."""
     wanted = wanted_std(m)
     if is_tuned(m) or wanted is None:
@@ -56,8 +47,19 @@ def propose_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
             continue  # not the head is at fault, or not it alone
         text = f"multiply the initial weights of {head.name} by {number(factor)}, so that its output starts with standard deviation "
         text += f"{number(min(wanted, now))} instead of {number(now)}; zero bias"
-        made.append(HEAD_SCALING.fix(text, finding, layers=(head.name,), settings={"factor": factor, "zero_bias": True}))
+        made.append(head_scaling.fix(text, finding, layers=(head.name,), settings={"factor": factor, "zero_bias": True}))
     return made[:1]
+
+
+@head_scaling.applies
+def scale_head(treated: TreatedWorkload, fix: Fix) -> None:
+    """Multiplies the weights and zeroes the bias."""
+    factor = float(fix.settings["factor"])
+    with torch.no_grad():
+        for weight in list(weights_of(treated, fix)):
+            weight.parameter.mul_(factor)
+            if weight.bias is not None and fix.settings.get("zero_bias", True):
+                weight.bias.zero_()
 
 
 def _large_bias(m: Measurement, head: Layer, wanted: float) -> bool:
@@ -86,20 +88,8 @@ def _std_without_bias(m: Measurement, head: Layer) -> float | None:
 # ------------------------------------------------------------------------------ prior bias
 
 
-def set_prior(treated: TreatedWorkload, fix: Fix) -> None:
-    """Sets the output's bias; one number is for all units."""
-    values = torch.tensor([float(v) for v in str(fix.settings["bias"]).split(",")], device="cpu")
-    for name in fix.layers:
-        own = getattr(module_at(treated, name), "bias", None)
-        if not isinstance(own, nn.Parameter):
-            raise Inapplicable(f"{name} has no bias")
-        if values.numel() not in (1, own.numel()):
-            raise Inapplicable(f"{name} has {own.numel()} units, not {values.numel()}")
-        with torch.no_grad():
-            own.copy_(values.to(own.device, own.dtype).expand(own.shape))
-
-
-def propose_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
+@initial("prior-bias", "output bias at the best constant prediction", "Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3")
+def prior_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The constant prediction that is best: log frequencies of classes, log odds, or the mean of the targets."""
     call = next((c for c in m.losses if c.value is not None), None)
     head = next((x for x in reversed(heads(m)) if bias(x, parameters_by_name(m)) is not None), None)
@@ -111,7 +101,21 @@ def propose_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
     values = ",".join(f"{v:.4g}" for v in found)
     shown = values.replace(",", ", ") if len(found) <= 6 else f"{len(found)} values"
     text = f"start the bias of {head.name} at {what(call)}: {shown}"
-    return [PRIOR_BIAS.fix(text, finding, layers=(head.name,), settings={"bias": values})]
+    return [prior_bias.fix(text, finding, layers=(head.name,), settings={"bias": values})]
+
+
+@prior_bias.applies
+def set_prior(treated: TreatedWorkload, fix: Fix) -> None:
+    """Sets the output's bias; one number is for all units."""
+    values = torch.tensor([float(v) for v in str(fix.settings["bias"]).split(",")], device="cpu")
+    for name in fix.layers:
+        own = getattr(module_at(treated, name), "bias", None)
+        if not isinstance(own, nn.Parameter):
+            raise Inapplicable(f"{name} has no bias")
+        if values.numel() not in (1, own.numel()):
+            raise Inapplicable(f"{name} has {own.numel()} units, not {values.numel()}")
+        with torch.no_grad():
+            own.copy_(values.to(own.device, own.dtype).expand(own.shape))
 
 
 def best_constant(m: Measurement, call: LossCall) -> Sequence[float] | None:
@@ -131,24 +135,4 @@ def what(call: LossCall) -> str:
     return "the log odds of the positive share" if call.function.startswith("binary") else "the mean of the targets"
 
 
-HEAD_SCALING = RemedyDefinition(
-    "head-scaling",
-    "smaller initial weights of the last layer",
-    "initialization",
-    "safe",
-    "Karpathy 2019, A Recipe for Training Neural Networks",
-    propose_scale,
-    scale_head,
-    CHECKPOINT,
-)
-PRIOR_BIAS = RemedyDefinition(
-    "prior-bias",
-    "output bias at the best constant prediction",
-    "initialization",
-    "safe",
-    "Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3",
-    propose_prior,
-    set_prior,
-    CHECKPOINT,
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (HEAD_SCALING, PRIOR_BIAS)
+REMEDIES = (head_scaling, prior_bias)

@@ -11,15 +11,17 @@ from torch.overrides import TorchFunctionMode
 
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, usual_activation, weight
+from gradcheck.analysis.wording import counted
 from gradcheck.remedies.data.write_batches import sources
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.editing.context import Context, Writer
+from gradcheck.remedies.definition import initial
+from gradcheck.remedies.editing.context import Context, Writer, in_lines
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
+from gradcheck.remedies.editing.nodes import names_in
 from gradcheck.remedies.editing.statements import insert_definition
-from gradcheck.remedies.initialization.weights import CHECKPOINT, WeightMatrix, fill, orthogonal, weights_of
-from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, several, weight_names
+from gradcheck.remedies.initialization.weights import WeightMatrix, fill, orthogonal, weights_of
+from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, weight_names
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -56,6 +58,25 @@ class _Outputs(TorchFunctionMode):
         return [key for a in tensors if (key := a.untyped_storage().data_ptr()) in self.weights]
 
 
+@initial("lsuv-init", "unit variance, layer by layer (LSUV)", "Mishkin and Matas 2016, All You Need Is a Good Init")
+def lsuv_init(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """All body layers: what one of them gives is what the next one takes."""
+    if is_tuned(m) or usual_activation(body_layers(m)) in SIGMOID_LIKE:
+        return []
+    known = parameters_by_name(m)
+    layers = [x for x in body_layers(m) if not (x.residual and (p := weight(x, known)) is not None and constant_at_start(p))]
+    names, transposed = weight_names(m, layers)
+    if not names:
+        return []
+    text = (
+        f"divide the weights of {counted(len(names), 'layer')}, in forward order, by the standard deviation of their output "
+        "until that is 1 (LSUV); zero biases"
+    )
+    settings = {"transposed": listed(transposed)} if transposed else {}
+    return [lsuv_init.fix(text, finding, layers=tuple(names), settings=settings)]
+
+
+@lsuv_init.applies
 def apply(treated: TreatedWorkload, fix: Fix) -> None:
     """Rescales on a copy in training mode, on the copy's first batch, and takes the weights over.
 
@@ -101,39 +122,10 @@ def output_std(twin: TreatedWorkload, parameter: nn.Parameter) -> float | None:
     return next(iter(mode.stds.values()), None)
 
 
-def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """All body layers: what one of them gives is what the next one takes."""
-    if is_tuned(m) or usual_activation(body_layers(m)) in SIGMOID_LIKE:
-        return []
-    known = parameters_by_name(m)
-    layers = [x for x in body_layers(m) if not (x.residual and (p := weight(x, known)) is not None and constant_at_start(p))]
-    names, transposed = weight_names(m, layers)
-    if not names:
-        return []
-    text = (
-        f"divide the weights of {several(len(names), 'layer')}, in forward order, by the standard deviation of their output "
-        "until that is 1 (LSUV); zero biases"
-    )
-    settings = {"transposed": listed(transposed)} if transposed else {}
-    return [REMEDIES[0].fix(text, finding, layers=tuple(names), settings=settings)]
-
-
-REMEDIES: tuple[RemedyDefinition, ...] = (
-    RemedyDefinition(
-        "lsuv-init",
-        "unit variance, layer by layer (LSUV)",
-        "initialization",
-        "safe",
-        "Mishkin and Matas 2016, All You Need Is a Good Init",
-        propose,
-        apply,
-        CHECKPOINT,
-    ),
-)
+REMEDIES = (lsuv_init,)
 
 
 NAME = "scale_to_unit_variance"
-_WIDTH = 100  # of a line of names
 
 
 def rescale(p: Fix, context: Context) -> None:
@@ -143,7 +135,7 @@ def rescale(p: Fix, context: Context) -> None:
             raise Unwritable(f"{name} has no single weight that could be divided")
     inputs = _inputs(context, draft)
     _define(context, draft)
-    names = _listed([f'"{x}"' for x in p.layers])
+    names = in_lines([f'"{x}"' for x in p.layers], "()")
     apply_to_model(context, f"{NAME}(model, {inputs}, {names})", "Layer-sequential unit variance (LSUV, Mishkin and Matas 2016).")
 
 
@@ -163,22 +155,7 @@ def _inputs(context: Context, draft: Draft) -> str:
 
 
 def _globals(draft: Draft) -> set[str]:
-    names = (n for statement in draft.tree.body if isinstance(statement, ast.Assign) for t in statement.targets for n in ast.walk(t))
-    return {n.id for n in names if isinstance(n, ast.Name)}
-
-
-def _listed(names: list[str]) -> str:
-    """A tuple, over several lines where it is long."""
-    lines, line = [], ""
-    for name in names:
-        if line and len(line) + len(name) > _WIDTH:
-            lines.append(line)
-            line = ""
-        line += f"{name}, "
-    lines.append(line)
-    if len(lines) == 1:
-        return f"({line.strip()})" if len(names) == 1 else f"({line.strip().rstrip(',')})"
-    return "(\n" + "".join(f"    {x.rstrip()}\n" for x in lines) + ")"
+    return names_in(*(t for statement in draft.tree.body if isinstance(statement, ast.Assign) for t in statement.targets))
 
 
 def _define(context: Context, draft: Draft) -> None:

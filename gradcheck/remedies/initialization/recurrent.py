@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import is_tuned, several
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import initial
+from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.finding import Finding
@@ -38,12 +38,36 @@ def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]
             yield bias, other
 
 
+@initial(
+    "forget-bias", "forget gate that starts open", "Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures"
+)
+def forget_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM",))
+    if not names:
+        return []
+    text = f"set the forget gate's bias of {', '.join(names)} to 1: bias_ih 1, bias_hh 0"
+    return [forget_bias.fix(text, finding, layers=tuple(names), settings={"value": 1.0})]
+
+
+@forget_bias.applies
 def remember(treated: TreatedWorkload, fix: Fix) -> None:
     """The forget gate's bias to a constant."""
     value = float(fix.settings["value"])
     _set_gates(treated, fix, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
 
 
+@initial("chrono-init", "gate biases for memories of all lengths", "Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?")
+def chrono_init(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM", "GRU"))
+    steps = max((r.steps for r in m.recurrences if r.layer in names), default=0)
+    if not names or steps < 3:
+        return []
+    text = f"draw the forget bias of {', '.join(names)} as log(uniform(1, {steps - 1})), the input bias as minus it: reaches {steps} steps"
+    settings: dict[str, Setting] = {"steps": steps}
+    return [chrono_init.fix(text, finding, layers=tuple(names), settings=settings)]
+
+
+@chrono_init.applies
 def chrono(treated: TreatedWorkload, fix: Fix) -> None:
     """Biases for memories of all lengths up to T: forget log(uniform(1, T - 1)), input its negative; GRU: the update gate."""
     longest = max(2.0, float(fix.settings["steps"]) - 1)
@@ -55,11 +79,7 @@ def chrono(treated: TreatedWorkload, fix: Fix) -> None:
 
 
 def _set_gates(
-    treated: TreatedWorkload,
-    fix: Fix,
-    kinds: tuple[str, ...],
-    values: Callable[[int, torch.Generator], torch.Tensor],
-    opposite: bool,
+    treated: TreatedWorkload, fix: Fix, kinds: tuple[str, ...], values: Callable[[int, torch.Generator], torch.Tensor], opposite: bool
 ) -> None:
     generator = torch.Generator().manual_seed(int(fix.settings.get("seed", 0)))
     for name in fix.layers:
@@ -79,7 +99,21 @@ def _set_gates(
                     first[:hidden], second[:hidden] = -value, torch.zeros_like(value)
 
 
-def orthogonal_recurrent(treated: TreatedWorkload, fix: Fix) -> None:
+@initial(
+    "orthogonal-recurrent",
+    "orthogonal recurrent weights",
+    "Saxe et al. 2014; Henaff et al. 2016, Recurrent Orthogonal Networks and Long-Memory Tasks",
+)
+def orthogonal_recurrent(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
+    if not names:
+        return []
+    text = f"initialise the recurrent weights of {counted(len(names), 'layer')} with orthogonal_: spectral radius 1"
+    return [orthogonal_recurrent.fix(text, finding, layers=tuple(names))]
+
+
+@orthogonal_recurrent.applies
+def apply_orthogonal_recurrent(treated: TreatedWorkload, fix: Fix) -> None:
     """Recurrent weights [gates * hidden, hidden], orthogonal gate by gate; square weights of hand-written layers whole."""
     generator = torch.Generator().manual_seed(int(fix.settings.get("seed", 0)))
     for name in fix.layers:
@@ -112,32 +146,6 @@ def _fused(finding: Finding | None, m: Measurement, kinds: tuple[str, ...]) -> l
     return [] if is_tuned(m) else [x.name for x in layers if finding is None or x.name in named]
 
 
-def propose_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
-    names = _fused(finding, m, ("LSTM",))
-    if not names:
-        return []
-    text = f"set the forget gate's bias of {', '.join(names)} to 1: bias_ih 1, bias_hh 0"
-    return [FORGET_BIAS.fix(text, finding, layers=tuple(names), settings={"value": 1.0})]
-
-
-def propose_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
-    names = _fused(finding, m, ("LSTM", "GRU"))
-    steps = max((r.steps for r in m.recurrences if r.layer in names), default=0)
-    if not names or steps < 3:
-        return []
-    text = f"draw the forget bias of {', '.join(names)} as log(uniform(1, {steps - 1})), the input bias as minus it: reaches {steps} steps"
-    settings: dict[str, Setting] = {"steps": steps}
-    return [CHRONO_INIT.fix(text, finding, layers=tuple(names), settings=settings)]
-
-
-def propose_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
-    names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
-    if not names:
-        return []
-    text = f"initialise the recurrent weights of {several(len(names), 'layer')} with orthogonal_: spectral radius 1"
-    return [ORTHOGONAL_RECURRENT.fix(text, finding, layers=tuple(names))]
-
-
 def _by_hand(m: Measurement, r: Recurrence) -> list[Layer]:
     """Square linear layers of a hand-written recurrent module that run at every step."""
     prefix = f"{r.layer}." if r.layer else ""
@@ -145,34 +153,4 @@ def _by_hand(m: Measurement, r: Recurrence) -> list[Layer]:
     return [x for x in inside if x.calls >= r.steps > 1 and x.output_shape and x.fan_in == x.output_shape[-1]]
 
 
-FORGET_BIAS = RemedyDefinition(
-    "forget-bias",
-    "forget gate that starts open",
-    "initialization",
-    "safe",
-    "Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures",
-    propose_forget,
-    remember,
-    CHECKPOINT,
-)
-CHRONO_INIT = RemedyDefinition(
-    "chrono-init",
-    "gate biases for memories of all lengths",
-    "initialization",
-    "safe",
-    "Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?",
-    propose_chrono,
-    chrono,
-    CHECKPOINT,
-)
-ORTHOGONAL_RECURRENT = RemedyDefinition(
-    "orthogonal-recurrent",
-    "orthogonal recurrent weights",
-    "initialization",
-    "safe",
-    "Saxe et al. 2014; Henaff et al. 2016, Recurrent Orthogonal Networks and Long-Memory Tasks",
-    propose_orthogonal,
-    orthogonal_recurrent,
-    CHECKPOINT,
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)
+REMEDIES = (forget_bias, chrono_init, orthogonal_recurrent)

@@ -10,9 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.activations import gain_for
 from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name, usual_activation
-from gradcheck.analysis.wording import number
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.layer_selection import is_tuned, listed, several, weight_names, weighted_layers, whole
+from gradcheck.analysis.wording import counted, number
+from gradcheck.remedies.definition import RemedyDefinition, initial
+from gradcheck.remedies.layer_selection import is_tuned, listed, weight_names, weighted_layers, whole
 from gradcheck.remedies.modules.surgery import module_at, parameter_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -21,7 +21,6 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
-CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
 HEAD_GAINS = (0.05, 3.0)  # a head with weights outside of it is initialised again along with the body
 HEAD_GAIN = 1.0
 
@@ -162,7 +161,7 @@ def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measur
         settings["heads"] = listed(heads)
     if transposed:
         settings["transposed"] = listed(transposed)
-    text = f"initialise the weights of {several(len(names) + len(heads), 'layer')} with {_SPELLING[treatment.name]}"
+    text = f"initialise the weights of {counted(len(names) + len(heads), 'layer')} with {_SPELLING[treatment.name]}"
     text += f", gain {number(wanted)} for {activation}" if activation else f", gain {number(wanted)}"
     return [treatment.fix(f"{text}, and zero biases", finding, layers=(*names, *heads), settings=settings)]
 
@@ -219,23 +218,18 @@ _SPELLING = {
 
 
 def _drawing(name: str, title: str, citation: str) -> RemedyDefinition:
-    return RemedyDefinition(
-        name,
-        title,
-        "initialization",
-        "safe",
-        citation,
-        lambda finding, m: propose_draw(BY_NAME[name], finding, m),
-        apply,
-        CHECKPOINT,
-    )
+    @initial(name, title, citation)
+    def drawn(finding: Finding | None, m: Measurement) -> list[Fix]:
+        return propose_draw(drawn, finding, m)
+
+    drawn.applies(apply)
+    return drawn
 
 
-REMEDIES: tuple[RemedyDefinition, ...] = (
+REMEDIES = (
     _drawing("he-init", "He initialisation", "He et al. 2015, Delving Deep into Rectifiers"),
     _drawing("lecun-init", "LeCun initialisation", "LeCun et al. 1998, Efficient BackProp, section 4.6"),
     _drawing("xavier-init", "Xavier initialisation", "Glorot and Bengio 2010, Understanding the difficulty of training deep networks"),
     _drawing("orthogonal-init", "orthogonal initialisation", "Saxe et al. 2014, Exact solutions to the nonlinear dynamics of learning"),
     _drawing("break-symmetry", "random initial weights", "He et al. 2015; Goodfellow et al. 2016, Deep Learning, section 8.4"),
 )
-BY_NAME = {t.name: t for t in REMEDIES}

@@ -8,7 +8,7 @@ from gradcheck.remedies.editing.context import Context, Writer, literal, number,
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import Reader, spelled
-from gradcheck.remedies.editing.nodes import is_literal
+from gradcheck.remedies.editing.nodes import every, is_literal
 from gradcheck.remedies.initialization.write_weights import drawing, expression, over_layers
 from gradcheck.types.fix import Fix
 
@@ -76,9 +76,7 @@ def prior(p: Fix, context: Context) -> None:
     for draft in context.all_drafts():
         found = next(((s, o) for s, o, covered in drawing(context, draft, "bias") if covered == frozenset({name})), None)
         if found is not None and any(isinstance(a, ast.With) for a in draft.ancestors(found[0])):
-            text = _filled(draft, found[1], values)
-            statement = next(s for s, _, covered in drawing(context, draft, "bias") if covered == frozenset({name}))
-            draft.replace(statement, text)
+            draft.replace(found[0], _filled(draft, found[1], values))
             return
     draft = home(context)
     _without_gradient(context, [_filled(draft, expression(context, name), values)], p.text)
@@ -108,13 +106,13 @@ def _gate_in_place(p: Fix, context: Context, value: str) -> bool:
     """A statement that sets a slice of the only layer's input bias to a number gets the new number."""
     for draft in context.all_drafts():
         reader = Reader(context, draft)
-        for node in ast.walk(draft.tree):
-            target = node.targets[0] if isinstance(node, ast.Assign) else None
-            if not (isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Slice) and isinstance(node, ast.Assign)):
-                continue
-            held = target.value
-            number_set = isinstance(held, ast.Attribute) and held.attr.startswith("bias_ih") and is_literal(node.value)
-            if number_set and isinstance(held, ast.Attribute) and reader.layers(held.value) == frozenset(p.layers):
+        for node in every(draft.tree, ast.Assign):
+            target = node.targets[0]
+            held = target.value if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Slice) else None
+            biased = (
+                isinstance(held, ast.Attribute) and held.attr.startswith("bias_ih") and reader.layers(held.value) == frozenset(p.layers)
+            )
+            if biased and is_literal(node.value):
                 draft.replace(node.value, value)
                 return True
     return False

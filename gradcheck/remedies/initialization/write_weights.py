@@ -4,17 +4,16 @@ import ast
 import keyword
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import Layers, Reader, original, spelled
-from gradcheck.remedies.editing.nodes import dotted, statement_of
+from gradcheck.remedies.editing.nodes import dotted, every, names_in, statement_of, target_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.types.fix import Fix
-from gradcheck.types.location import Location
 
 WEIGHTED = ("linear", "conv", "embedding", "recurrent")
 FEW = 4  # layers that are named one by one
@@ -79,14 +78,19 @@ def draw(context: Context, names: Sequence[str], scheme: Scheme, transposed: Seq
     todo -= _beside_biases(context, todo, scheme)
     if todo:
         todo -= _behind_creation(context, todo, scheme)
-    for group in (_stored_inputs_first(context, todo), todo - _stored_inputs_first(context, todo)):
-        if group:
-            _generated(context, [x for x in names if x in group], scheme)
+    for inputs_first in (True, False):
+        if group := [x for x in names if x in todo and _stored_inputs_first(context, x) == inputs_first]:
+            _generated(context, group, scheme)
     _open_biases(context, frozenset(names) - frozenset(bare))
 
 
-def _stored_inputs_first(context: Context, names: Layers) -> Layers:
-    return frozenset(x for x in names if context.layer(x).type.startswith(("ConvTranspose", "Conv1D")))
+def _draws(context: Context, draft: Draft, owner: str, scheme: Scheme, names: Iterable[str]) -> str:
+    """The call that draws the weight of one of these layers."""
+    return scheme.call(draft, f"{owner}.weight", inputs_first=any(_stored_inputs_first(context, x) for x in names))
+
+
+def _stored_inputs_first(context: Context, name: str) -> bool:
+    return context.layer(name).type.startswith(("ConvTranspose", "Conv1D"))
 
 
 def draw_parameters(context: Context, names: Sequence[str], scheme: Scheme, transposed: Sequence[str]) -> None:
@@ -111,11 +115,10 @@ def draw_parameters(context: Context, names: Sequence[str], scheme: Scheme, tran
 def _assignment(context: Context, holder: str, attribute: str) -> tuple[Draft, ast.stmt]:
     """The only `self.attribute = ...` of a class."""
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.ClassDef) and node.name == holder:
-                found = [n for n in ast.walk(node) if isinstance(n, ast.Assign) and f"self.{attribute}" in map(dotted, n.targets)]
-                if len(found) == 1:
-                    return draft, found[0]
+        for node in (n for n in every(draft.tree, ast.ClassDef) if n.name == holder):
+            found = [n for n in every(node, ast.Assign) if f"self.{attribute}" in map(dotted, n.targets)]
+            if len(found) == 1:
+                return draft, found[0]
     raise Unwritable(f"it is not known where {holder} creates {attribute}")
 
 
@@ -126,17 +129,12 @@ def _in_place(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
     """Replaces statements that draw these weights today, when together they cover all of them that they touch."""
     done: Layers = frozenset()
     for draft in context.all_drafts():
-        for _ in range(len(drawing(context, draft, "weight"))):
-            found = next(((s, o, c) for s, o, c in drawing(context, draft, "weight") if (c & wanted) - done), None)
-            if found is None:
-                break
-            statement, owner, covered = found
-            if not _mostly(context, covered, wanted):
-                break
-            call = scheme.call(draft, f"{owner}.weight", inputs_first=bool(_stored_inputs_first(context, covered)))
-            statement = next(s for s, _, c in drawing(context, draft, "weight") if (c & wanted) - done)
-            draft.replace(statement, call)
-            done |= covered & wanted
+        for statement, owner, covered in drawing(context, draft, "weight"):
+            if (covered & wanted) - done:
+                if not _mostly(context, covered, wanted):
+                    break
+                draft.replace(statement, _draws(context, draft, owner, scheme, covered))
+                done |= covered & wanted
     return done
 
 
@@ -144,14 +142,9 @@ def _beside_biases(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
     """Before statements that set the biases of these layers and of no others."""
     done: Layers = frozenset()
     for draft in context.all_drafts():
-        for _ in range(len(drawing(context, draft, "bias"))):
-            fitting = [
-                (o, c) for _, o, c in drawing(context, draft, "bias") if c <= wanted - done and all(_has_bias(context, x) for x in c)
-            ]
-            if fitting:
-                owner, covered = fitting[0]
-                call = scheme.call(draft, f"{owner}.weight", inputs_first=bool(_stored_inputs_first(context, covered)))
-                insert_before(draft, next(s for s, _, c in drawing(context, draft, "bias") if c == covered), call)
+        for statement, owner, covered in drawing(context, draft, "bias"):
+            if covered <= wanted - done and all(_has_bias(context, x) for x in covered):
+                insert_before(draft, statement, _draws(context, draft, owner, scheme, covered))
                 done |= covered
     return done
 
@@ -192,24 +185,18 @@ def _owner(draft: Draft, statement: ast.AST, parameter: str) -> ast.expr | None:
 
 def _whole(draft: Draft, statement: ast.stmt, owner: ast.expr) -> ast.stmt:
     """The statement, or the loop over rows of the one weight around it."""
-    names = {n.id for n in ast.walk(owner) if isinstance(n, ast.Name)}
-    parent = draft.parent(statement)
-    if isinstance(parent, ast.For) and len(parent.body) == 1 and not parent.orelse:
-        loop = {n.id for n in ast.walk(parent.target) if isinstance(n, ast.Name)}
-        if not loop & names:
-            return parent
-    return statement
+    loop = draft.parent(statement)
+    alone = isinstance(loop, ast.For) and len(loop.body) == 1 and not loop.orelse and not names_in(loop.target) & names_in(owner)
+    return loop if alone and isinstance(loop, ast.For) else statement
 
 
 def _open_biases(context: Context, names: Layers) -> None:
     """Constant biases that statements set for these layers become zero."""
     for draft in context.all_drafts():
-        for _ in range(len(drawing(context, draft, "bias"))):
-            for statement, owner, covered in drawing(context, draft, "bias"):
-                text = draft.source(statement)
-                if covered & names and "zero" not in text and "constant_" in text:
-                    draft.replace(statement, f"{spelled(draft, 'torch.nn.init.zeros_')}({owner}.bias)")
-                    break
+        for statement, owner, covered in drawing(context, draft, "bias"):
+            text = draft.source(statement)
+            if covered & names and "zero" not in text and "constant_" in text:
+                draft.replace(statement, f"{spelled(draft, 'torch.nn.init.zeros_')}({owner}.bias)")
 
 
 # ------------------------------------------------------------------- after the creation
@@ -217,35 +204,33 @@ def _open_biases(context: Context, names: Layers) -> None:
 
 def _behind_creation(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
     """After `layer = nn.Linear(...)` with a name of its own, where every layer that is made there is wanted."""
-    done: set[str] = set()
-    for place in dict.fromkeys(x.site for name in sorted(wanted) if (x := context.layer(name)) is not None):
+    done: Layers = frozenset()
+    for place in dict.fromkeys(context.layer(name).site for name in sorted(wanted)):
         if place is None or place.detail is not None:
             continue
-        made = frozenset(x for x in context.made_at(place))
+        made = frozenset(context.made_at(place))
         if not made <= wanted:
             continue
         draft, call = context.call_at(place)
         statement = statement_of(draft, call)
-        if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
-            target = statement.targets[0]
-            if isinstance(target, ast.Name):
-                _write(context, draft, place, target.id, scheme, made)
-                done |= made
-    return frozenset(done)
+        target = target_of(draft, call)
+        if isinstance(target, ast.Name) and isinstance(statement, ast.Assign) and statement.value is call:
+            insert_after(draft, call, "\n".join(_afresh(context, draft, target.id, scheme, made)))
+            done |= made
+    return done
 
 
-def _write(context: Context, draft: Draft, place: Location, owner: str, scheme: Scheme, made: Layers) -> None:
-    lines = [scheme.call(draft, f"{owner}.weight", inputs_first=bool(_stored_inputs_first(context, made)))]
-    if _biased(context, made):
-        lines.append(f"{spelled(draft, 'torch.nn.init.zeros_')}({owner}.bias)")
-    insert_after(draft, draft.at(place), "\n".join(lines))
+def _afresh(context: Context, draft: Draft, owner: str, scheme: Scheme, names: Iterable[str]) -> list[str]:
+    """Statements that draw a weight, and zero the bias that no other statement sets."""
+    zeros = [f"{spelled(draft, 'torch.nn.init.zeros_')}({owner}.bias)"] if _biased(context, names) else []
+    return [_draws(context, draft, owner, scheme, names), *zeros]
 
 
 def _has_bias(context: Context, name: str) -> bool:
     return (f"{name}.bias" if name else "bias") in context.layer(name).parameters
 
 
-def _biased(context: Context, names: Layers | Sequence[str]) -> bool:
+def _biased(context: Context, names: Iterable[str]) -> bool:
     """They have biases, and no statement of the source sets them."""
     if not any(_has_bias(context, x) for x in names):
         return False
@@ -259,10 +244,7 @@ def _biased(context: Context, names: Layers | Sequence[str]) -> bool:
 def _generated(context: Context, names: Sequence[str], scheme: Scheme) -> None:
     draft = home(context)
     loop, owner, indent = over_layers(context, draft, names)
-    call = scheme.call(draft, f"{owner}.weight", inputs_first=bool(_stored_inputs_first(context, frozenset(names))))
-    lines = [*loop, indent + call]
-    if _biased(context, names):
-        lines.append(f"{indent}{spelled(draft, 'torch.nn.init.zeros_')}({owner}.bias)")
+    lines = [*loop, *(indent + line for line in _afresh(context, draft, owner, scheme, names))]
     apply_to_model(context, "\n".join(lines), scheme.doc)
 
 

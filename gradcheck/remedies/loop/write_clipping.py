@@ -4,10 +4,10 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.loop import call_of, calls, code_of, owner_of, parameters, plain, preceding, remove
-from gradcheck.remedies.editing.nodes import closed, scope_of
-from gradcheck.remedies.editing.statements import insert_after, insert_before
-from gradcheck.remedies.loop.write_steps import CLIPPING, backward_of, loop_of, optimizer_of, step_of
+from gradcheck.remedies.editing.loop import CLIPPING, call_of, calls, code_of, owner_of, parameters, plain, preceding
+from gradcheck.remedies.editing.nodes import closed, every, scope_of
+from gradcheck.remedies.editing.statements import insert_after, insert_before, remove_statement
+from gradcheck.remedies.loop.write_steps import backward_of, loop_of, optimizer_of, step_of
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopClip
@@ -35,13 +35,19 @@ def clipping(p: Fix, context: Context) -> None:
 
 
 def _before_step(context: Context, clip: LoopClip) -> None:
-    draft, call = call_of(context, clip.site, CLIPPING, "the clipping")
+    draft, call, step = _beside_step(context, clip.site)
+    statement = plain(draft, call)
+    insert_before(draft, step, code_of(draft, statement))
+    remove_statement(draft, statement)
+
+
+def _beside_step(context: Context, site: Location | None) -> tuple[Draft, ast.Call, ast.Call]:
+    """The call that clips, and the step, in one function. Raises Unwritable when they are not."""
+    draft, call = call_of(context, site, CLIPPING, "the clipping")
     home, step = step_of(context)
     if home is not draft or scope_of(draft, call) is not scope_of(draft, step):
         raise Unwritable(f"{draft.path}:{call.lineno}: it stands in another function than the step")
-    insert_before(draft, step, code_of(draft, plain(draft, call)))
-    assert clip.site is not None
-    remove(draft, clip.site)
+    return draft, call, step
 
 
 # ---------------------------------------------------------------------------- complete-scaler
@@ -78,7 +84,6 @@ def _step_by_scaler(context: Context, name: str) -> None:
     optimizer = optimizer_of(draft, step, loop_of(context))
     if not any(owner_of(c) == name for c in calls(scope_of(draft, step), "update")):
         insert_after(draft, plain(draft, step), f"{name}.update()")
-        draft, step = step_of(context)
     draft.replace(step, f"{name}.step({optimizer})")
 
 
@@ -91,10 +96,7 @@ def _scaler_where_scaled(context: Context) -> str:
 
 
 def _unscale(context: Context, site: Location | None) -> None:
-    draft, call = call_of(context, site, CLIPPING, "the clipping")
-    home, step = step_of(context)
-    if home is not draft or scope_of(draft, call) is not scope_of(draft, step):
-        raise Unwritable(f"{draft.path}:{call.lineno}: it stands in another function than the step")
+    draft, call, step = _beside_step(context, site)
     name = _scaler_where_scaled(context)
     if any(owner_of(c) == name for one in preceding(draft, call) for c in calls(one, "unscale_")):
         raise Unwritable(f"{draft.path}:{call.lineno}: the gradients are unscaled before it already")
@@ -135,8 +137,8 @@ def _count(context: Context, draft: Draft, accumulated: int) -> str:
         for above in draft.ancestors(step):
             if above is scope:
                 break
-            for node in ast.walk(above.test) if isinstance(above, ast.If) else ():
-                if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and isinstance(node.right, (ast.Name, ast.Attribute)):
+            for node in every(above.test, ast.BinOp) if isinstance(above, ast.If) else ():
+                if isinstance(node.op, ast.Mod) and isinstance(node.right, (ast.Name, ast.Attribute)):
                     return draft.source(node.right)
     return str(accumulated)
 

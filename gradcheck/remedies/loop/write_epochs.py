@@ -4,8 +4,19 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.loop import Loop, call_of, calls, code_of, loops, owner_of, plain, remove
-from gradcheck.remedies.editing.nodes import argument, assigned, called, class_of, dotted, function_of, scope_of, set_argument, statement_of
+from gradcheck.remedies.editing.loop import Loop, call_of, calls, code_of, loops, owner_of, plain
+from gradcheck.remedies.editing.nodes import (
+    argument,
+    assigned,
+    called,
+    class_of,
+    dotted,
+    function_of,
+    names_in,
+    scope_of,
+    set_argument,
+    statement_of,
+)
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
 from gradcheck.remedies.loop.write_steps import backward_of, loop_of, step_end, step_of
 from gradcheck.types.fix import Fix
@@ -82,8 +93,7 @@ def per_epoch(p: Fix, context: Context) -> None:
     if block_of(draft, statement) is not around[0].body or call.args or call.keywords:
         raise Unwritable(f"{draft.path}:{call.lineno}: it depends on more than the step")
     insert_after(draft, around[0], code_of(draft, statement))
-    assert site is not None
-    remove(draft, site)
+    remove_statement(draft, statement)
 
 
 def per_batch(p: Fix, context: Context) -> None:
@@ -97,8 +107,7 @@ def per_batch(p: Fix, context: Context) -> None:
     if home is not draft or not _known_there(draft, call, step):
         raise Unwritable(f"{draft.path}:{call.lineno}: the schedule has no name where the optimizer steps")
     insert_after(draft, step_end(draft, step), code_of(draft, statement))
-    assert site is not None
-    remove(draft, site)
+    remove_statement(draft, statement)
 
 
 def _known_there(draft: Draft, call: ast.Call, step: ast.Call) -> bool:
@@ -152,16 +161,13 @@ def _into(draft: Draft, loop: Loop, taken: ast.AST) -> None:
     statement = statement_of(draft, taken)
     if not isinstance(statement, ast.Assign) or statement.value is not taken or block_of(draft, statement) is not block_of(draft, loop):
         raise Unwritable(f"{draft.path}:{statement.lineno}: the batch is not taken right in front of the loop")
-    names = {n.id for t in statement.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    names = names_in(*statement.targets)
     block = block_of(draft, statement)
     place, target = (next(i for i, one in enumerate(block) if one is s) for s in (statement, loop))
-    used = {n.id for one in block[place + 1 : target] for n in ast.walk(one) if isinstance(n, ast.Name)}
-    if target < place or names & used:
+    if target < place or names & names_in(*block[place + 1 : target]):
         raise Unwritable(f"{draft.path}:{statement.lineno}: the batch is used before the loop too")
-    text, dump = code_of(draft, statement), ast.dump(statement)
-    insert_before(draft, loop.body[0], text)
-    old = next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and ast.dump(n) == dump)
-    remove_statement(draft, old)
+    insert_before(draft, loop.body[0], code_of(draft, statement))
+    remove_statement(draft, statement)
 
 
 WRITERS: dict[str, Writer] = {

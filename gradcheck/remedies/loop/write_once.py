@@ -7,9 +7,21 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.loop import Loop, calls, code_of, loops, plain
+from gradcheck.remedies.editing.loop import Loop, calls, code_of, loops, owner_of, plain
 from gradcheck.remedies.editing.names import original
-from gradcheck.remedies.editing.nodes import argument, called, closed, dotted, in_place_of, own, scope_of, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import (
+    argument,
+    called,
+    closed,
+    dotted,
+    every,
+    in_place_of,
+    names_in,
+    own,
+    scope_of,
+    set_argument,
+    statement_of,
+)
 from gradcheck.remedies.editing.statements import insert_after, insert_before, remove_statement
 from gradcheck.remedies.loop.write_steps import backward_of, loop_of
 from gradcheck.types.fix import Fix
@@ -24,8 +36,7 @@ def keep(p: Fix, context: Context) -> None:
     if not isinstance(statement, ast.Assign):
         raise Unwritable(f"{draft.path}:{call.lineno}: what is made gets no name")
     around = loops(draft, call)
-    made = {name for target in statement.targets for name in _names(target)}
-    used = _names(call)
+    made, used = names_in(*statement.targets), names_in(call)
     outer = None
     for loop in around:
         if used & _bound(loop):
@@ -33,24 +44,16 @@ def keep(p: Fix, context: Context) -> None:
         outer = loop
     if outer is None:
         raise Unwritable(f"{draft.path}:{call.lineno}: it is made from what changes in the loop, or in a function that is called from it")
-    others = [
-        n for n in ast.walk(outer) if isinstance(n, ast.Assign) and n is not statement and made & {x for t in n.targets for x in _names(t)}
-    ]
+    others = [n for n in every(outer, ast.Assign) if n is not statement and made & names_in(*n.targets)]
     if others:
         raise Unwritable(f"{draft.path}:{others[0].lineno}: the loop gives the name to something else as well")
-    text, dump = code_of(draft, statement), ast.dump(statement)
-    insert_before(draft, outer, text)
-    moved = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and ast.dump(n) == dump]
-    remove_statement(draft, moved[-1])
-
-
-def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    insert_before(draft, outer, code_of(draft, statement))
+    remove_statement(draft, statement)
 
 
 def _bound(loop: Loop) -> set[str]:
     """Names that a loop gives a value, its own target among them."""
-    return {n.id for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {n.id for n in every(loop, ast.Name) if isinstance(n.ctx, ast.Store)}
 
 
 # ---------------------------------------------------------------------------------- follow-buffers
@@ -64,7 +67,7 @@ def buffers(p: Fix, context: Context) -> None:
         raise Unwritable("it is not plain which model is to follow")
     found = stale[0]
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
+        for node in every(draft.tree, ast.For):
             pair = _followed(node, found.name.removesuffix(".module"))
             if pair is not None:
                 mine, leader = pair
@@ -74,15 +77,11 @@ def buffers(p: Fix, context: Context) -> None:
     raise Unwritable(f"it is not written in your files how {found.name or 'the model'} follows")
 
 
-def _followed(node: ast.AST, name: str) -> tuple[str, str] | None:
+def _followed(node: ast.For, name: str) -> tuple[str, str] | None:
     """The models of `for a, b in zip(mine.parameters(), leader.parameters())`, in whichever order."""
-    if not isinstance(node, ast.For) or called(node.iter) != "zip" or not isinstance(node.iter, ast.Call) or len(node.iter.args) != 2:
+    if called(node.iter) != "zip" or not isinstance(node.iter, ast.Call) or len(node.iter.args) != 2:
         return None
-    sides = [
-        dotted(a.func.value)
-        for a in node.iter.args
-        if isinstance(a, ast.Call) and isinstance(a.func, ast.Attribute) and called(a) == "parameters"
-    ]
+    sides = [owner_of(a) for a in node.iter.args if isinstance(a, ast.Call) and called(a) == "parameters"]
     if len(sides) != 2 or "" in sides or not name or name not in sides:
         return None
     other = sides[1 - sides.index(name)]
@@ -128,11 +127,8 @@ def _whole(draft: Draft, node: ast.expr) -> ast.expr:
         call = draft.parent(above) if isinstance(above, ast.Attribute) and above.value is node else above
         if not isinstance(call, ast.Call):
             return node
-        if (
-            isinstance(above, ast.Attribute)
-            and call.func is above
-            and above.attr in (*LEAVING, *(DRESSING if remade else ("requires_grad_",)))
-        ):
+        left = (*LEAVING, *(DRESSING if remade else ("requires_grad_",)))
+        if isinstance(above, ast.Attribute) and call.func is above and above.attr in left:
             node = call
         elif call.args[:1] == [node] and original(draft, dotted(call.func)) in MAKING:
             node, remade = call, True
@@ -162,15 +158,13 @@ def weigh(p: Fix, context: Context) -> None:
             f"{draft.path}:{backward.lineno}: the micro-batches of a step are not in a list, and cannot be counted before the first"
         )
     loss = _loss(draft, backward, group)
-    taken = {n.id for n in ast.walk(group.target) if isinstance(n, ast.Name)}
-    used = {n.id for n in ast.walk(loss.args[1]) if isinstance(n, ast.Name)}
+    taken, used = names_in(group.target), names_in(loss.args[1])
     names = {n.id for n in own(scope_of(draft, backward)) if isinstance(n, ast.Name)}
     if not used or not used <= taken or COUNT in names:
         raise Unwritable(f"{draft.path}:{loss.lineno}: the targets are made in the loop, and cannot be counted before it")
     counting = f"{COUNT} = sum({_counted(draft, loss)} for {draft.source(group.target)} in {group.iter.id})"
     insert_before(draft, group, counting)
-    _, backward = backward_of(context)
-    _weighed(draft, _loss(draft, backward, loops(draft, backward)[0]), backward)
+    _weighed(draft, loss, backward)
 
 
 def _loss(draft: Draft, backward: ast.Call, group: ast.AST) -> ast.Call:
@@ -194,7 +188,7 @@ def _weighed(draft: Draft, loss: ast.Call, backward: ast.Call) -> None:
     value = backward.func.value if isinstance(backward.func, ast.Attribute) else None
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Div) and isinstance(value.left, ast.Name):
         draft.replace(backward.func, f"{value.left.id}.backward")
-        loss = _again(draft, loss)
+    set_argument(draft, loss, "reduction", '"sum"')
     whole = draft.parent(loss)
     if isinstance(whole, ast.BinOp):
         if not isinstance(whole.op, ast.Div) or whole.left is not loss or isinstance(draft.parent(whole), ast.BinOp):
@@ -202,11 +196,6 @@ def _weighed(draft: Draft, loss: ast.Call, backward: ast.Call) -> None:
         draft.replace(whole.right, COUNT)
     else:
         draft.replace(loss, f"{draft.source(loss)} / {COUNT}")
-    set_argument(draft, _again(draft, loss), "reduction", '"sum"')
-
-
-def _again(draft: Draft, loss: ast.Call) -> ast.Call:
-    return next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and ast.dump(n) == ast.dump(loss))
 
 
 WRITERS: dict[str, Writer] = {

@@ -4,15 +4,15 @@ import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.loop import call_of, calls, common, following, loops, owner_of, plain, remove
-from gradcheck.remedies.editing.nodes import dotted, scope_of, statement_of
+from gradcheck.remedies.editing.loop import CLIPPING, call_of, calls, common, following, loops, owner_of, plain
+from gradcheck.remedies.editing.nodes import dotted, every, scope_of, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
+from gradcheck.remedies.optimizer.write_settings import named
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
 
 CLEARING = ("zero_grad",)
-CLIPPING = ("clip_grad_norm_", "clip_grad_value_")
 
 
 def loop_of(context: Context) -> LoopFacts:
@@ -76,7 +76,7 @@ def _clear_by_hand(context: Context, site: Location | None) -> bool:
     span = draft.where(site) if draft is not None and site is not None else None
     if draft is None or span is None:
         return False
-    around = [s for s in ast.walk(draft.tree) if isinstance(s, ast.stmt) and draft.span(s)[0] <= span[0] and span[1] <= draft.span(s)[1]]
+    around = [s for s in every(draft.tree, ast.stmt) if draft.span(s)[0] <= span[0] and span[1] <= draft.span(s)[1]]
     update = min(around, key=lambda s: draft.span(s)[1] - draft.span(s)[0], default=None)
     if update is None or not _updated_by_hand(update):
         return False
@@ -89,7 +89,7 @@ def _updated_by_hand(statement: ast.stmt) -> str:
     """The name of `w` in `w -= rate * w.grad`, `w.data.sub_(rate * w.grad)` and the like; "" for any other statement."""
     if not isinstance(statement, (ast.AugAssign, ast.Expr, ast.Assign)):
         return ""
-    read = (n for n in ast.walk(statement) if isinstance(n, ast.Attribute) and n.attr == "grad" and isinstance(n.ctx, ast.Load))
+    read = (n for n in every(statement, ast.Attribute) if n.attr == "grad" and isinstance(n.ctx, ast.Load))
     names = {dotted(n.value).removesuffix(".data") for n in read}
     changed: ast.expr | None = None
     if isinstance(statement, ast.AugAssign):
@@ -106,8 +106,7 @@ def _called(draft: Draft, node: ast.AST, method: str) -> bool:
     """Adds the brackets to a method that is named but not called, in a statement of the loop or function around a node."""
     around = loops(draft, node)
     scope = around[-1] if around else scope_of(draft, node)
-    bare = (n.value for n in ast.walk(scope) if isinstance(n, ast.Expr) and dotted(n.value) == method)
-    found = next(bare, None)
+    found = next((n.value for n in every(scope, ast.Expr) if dotted(n.value) == method), None)
     if found is not None:
         draft.replace(found, f"{method}()")
     return found is not None
@@ -168,13 +167,12 @@ def _clear_after_step(context: Context) -> None:
     """Clearing with each accumulated pass becomes clearing after the step."""
     loop = loop_of(context)
     draft, clearing = call_of(context, loop.clear_site, CLEARING, "where gradients are cleared")
-    text = draft.source(plain(draft, clearing))
+    moved = plain(draft, clearing)
     home, step = step_of(context)
     if home is not draft or scope_of(draft, clearing) is not scope_of(draft, step):
         raise Unwritable(f"{draft.path}:{clearing.lineno}: gradients are cleared in another function than the step")
-    insert_after(draft, step_end(draft, step), text)
-    assert loop.clear_site is not None
-    remove(draft, loop.clear_site)
+    insert_after(draft, step_end(draft, step), draft.source(moved))
+    remove_statement(draft, moved)
 
 
 # ------------------------------------------------------------------------------- call-step
@@ -215,9 +213,8 @@ def _optimizer(context: Context, draft: Draft, backward: ast.Call) -> str:
         if home is draft and scope_of(draft, clearing) is scope and owner_of(clearing):
             return owner_of(clearing)
     home, made = context.call_at(context.measurement.optimizer.site, "the optimizer")
-    statement = statement_of(home, made)
-    name = dotted(statement.targets[0]) if isinstance(statement, ast.Assign) and statement.value is made else ""
-    if home is draft and (name.startswith("self.") or scope_of(draft, statement) in (scope, draft.tree)) and name:
+    name = named(home, made)
+    if home is draft and (name.startswith("self.") or scope_of(draft, made) in (scope, draft.tree)) and name:
         return name
     raise Unwritable(f"{draft.path}:{backward.lineno}: it is not plain what the optimizer is called there")
 

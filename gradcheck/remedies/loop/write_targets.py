@@ -129,8 +129,7 @@ def _turned(draft: Draft, mask: ast.expr) -> str:
 
 def stabilise(p: Fix, context: Context) -> None:
     """`LoraConfig(r=128, ...)` gets its `use_rslora=True`."""
-    calls = ((draft, node) for draft in context.all_drafts() for node in ast.walk(draft.tree) if isinstance(node, ast.Call))
-    found = [(draft, call) for draft, call in calls if called(call) == "LoraConfig"]
+    found = list(context.calls("LoraConfig"))
     if len(found) != 1:
         raise Unwritable(f"{len(found)} calls of LoraConfig are in your files: the scale is computed where the adapters are made")
     set_argument(*found[0], "use_rslora", "True")

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.definition import RemedyDefinition, Settings
+from gradcheck.remedies.definition import Settings, of_loss
 from gradcheck.remedies.modules.rewriting import operand, torch_function
-from gradcheck.remedies.modules.user_code import Map, edit_code, map_output
+from gradcheck.remedies.modules.user_code import Map, edit_code, map_output, require_target
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.step import classes_are_last, first_tensor
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload, replaced, target_index, tensor_at
+from gradcheck.workload.treated import TreatedWorkload, replaced, tensor_at
 from gradcheck.workload.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
@@ -27,13 +27,14 @@ LOG_LOSSES = ("kl_div", "ctc_loss")  # of log-probabilities, with nothing to tak
 _LOGARITHMS = {"softmax": "log_softmax", "sigmoid": "logsigmoid"}
 
 
-def propose_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("replace-loss", "loss that fits the output", "Goodfellow et al. 2016, Deep Learning, section 6.2.2")
+def replace_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
     for call in m.losses:
         settings = _fitting(call) or (_coerced(call) if call.raised else None)
         if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
             if call.producer in _LOGARITHMS and not call.producer_layer:
                 settings["in_code"] = True  # in the forward method or the loop, not in a layer
-            return [REPLACE.fix(_loss_words(settings), finding, settings=settings)]
+            return [replace_loss.fix(_loss_words(settings), finding, settings=settings)]
     return []
 
 
@@ -88,12 +89,13 @@ def _loss_words(s: Settings) -> str:
     return f"use {s['new']} in place of {s['old']}{without}"
 
 
-def replace_loss(treated: TreatedWorkload, p: Fix) -> None:
+@replace_loss.applies
+def apply_replace_loss(treated: TreatedWorkload, p: Fix) -> None:
     """A loss of torch is exchanged. A user's own stays, and sees what makes it the new one: nll_loss of log_softmax is cross entropy."""
     s = p.settings
     old, new, classes = str(s["old"]), str(s["new"]), int(s.get("classes") or 0)
     if "target" in s:
-        _coerce_targets(treated, str(s["target"]))
+        treated.transform(functools.partial(_coerced_batch, require_target(treated), str(s["target"])))
         return
     if old in CLASS_LOSSES and new == "binary_cross_entropy_with_logits":
         treated.replace_loss(_binary)
@@ -181,13 +183,6 @@ def _binary(output: Any, target: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.reshape(target.shape), target.to(logits.dtype))
 
 
-def _coerce_targets(treated: TreatedWorkload, kind: str) -> None:
-    index = target_index(treated.workload.batches[0], treated.model)
-    if index is None:
-        raise Inapplicable("the target is not a tensor of the batch")
-    treated.transform(functools.partial(_coerced_batch, index, kind))
-
-
 def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:
     target = tensor_at(batch, index)
     if kind == "long":
@@ -195,14 +190,4 @@ def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:
     return replaced(batch, {index: target.to(torch.get_default_dtype())})
 
 
-REPLACE = RemedyDefinition(
-    "replace-loss",
-    "loss that fits the output",
-    "loss",
-    "unsafe",
-    "Goodfellow et al. 2016, Deep Learning, section 6.2.2",
-    propose_loss,
-    replace_loss,
-)
-
-REMEDIES = (REPLACE,)
+REMEDIES = (replace_loss,)

@@ -15,9 +15,9 @@ from gradcheck.measure.checks.balance import reduced
 from gradcheck.measure.checks.embeddings import is_embedding, outermost
 from gradcheck.measure.checks.listing import Listing
 from gradcheck.measure.checks.routing import Watching, distribution, groups_of
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.definition import Strength, of_loss
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.training_copy import TrainingCopy, fork
@@ -25,38 +25,32 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 
-def propose_mean(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("average-term", "a mean for a sum", "Kingma and Welling 2014, Auto-encoding variational Bayes")
+def average_term(finding: Finding | None, m: Measurement) -> list[Fix]:
     remedy = next((r for r in finding.remedies if r.name == "average-term"), None) if finding is not None else None
-    return [AVERAGE.fix(remedy.text, finding)] if remedy is not None else []
+    return [average_term.fix(remedy.text, finding)] if remedy is not None else []
 
 
+@average_term.applies
 def refuse(treated: TreatedWorkload, p: Fix) -> None:
     raise Inapplicable("how a term is taken together is written in the source")
 
 
-AVERAGE = RemedyDefinition(
-    "average-term",
-    "a mean for a sum",
-    "loss",
-    "unsafe",
-    "Kingma and Welling 2014, Auto-encoding variational Bayes",
-    propose_mean,
-    refuse,
+@of_loss(
+    "kl-weight",
+    "a weight for the divergence",
+    "Rybkin, Daniilidis and Levine 2021, Simple and effective VAE training with calibrated decoders",
+    strengths=(Strength("weight", 1e-3, 1e-7, 1.0),),
+    wording="multiply the divergence by {weight:.3g}",
 )
-
-
-def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
+def kl_weight(finding: Finding | None, m: Measurement) -> list[Fix]:
     pair = m.imbalance
     if pair is None or pair.balanced is None or finding is None or finding.location != pair.strong.site:
         return []
-    settings: dict[str, Setting] = {"weight": float(f"{pair.balanced:.3g}"), "operation": pair.strong.operation}
-    return [KL_WEIGHT.fix(_words(settings), finding, settings=settings)]
+    return [kl_weight.with_settings(finding, weight=float(f"{pair.balanced:.3g}"), operation=pair.strong.operation)]
 
 
-def _words(s: Settings) -> str:
-    return f"multiply the divergence by {float(s['weight']):.3g}"
-
-
+@kl_weight.applies
 def apply(treated: TreatedWorkload, p: Fix) -> None:
     w = treated.workload
     with preserve_rng():
@@ -85,27 +79,18 @@ def _term(step: TrainingStep, p: Fix, model: nn.Module, batch: Batch) -> tuple[t
     return loss, factor * found[0]
 
 
-KL_WEIGHT = RemedyDefinition(
-    "kl-weight",
-    "a weight for the divergence",
-    "loss",
-    "unsafe",
-    "Rybkin, Daniilidis and Levine 2021, Simple and effective VAE training with calibrated decoders",
-    propose,
-    apply,
-    strengths=(Strength("weight", 1e-3, 1e-7, 1.0),),
-    wording=_words,
-)
 TEXT = "detach() the embeddings that no predictor has seen: they are a target for those that one has"
 
 
-def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss("stop-gradient", "a stopped gradient", "Chen and He 2021, Exploring simple Siamese representation learning")
+def stop_gradient(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Where embeddings collapse and gradient goes to both sides."""
     if finding is None or m.embeddings is None or m.embeddings.stopped or finding.location != m.embeddings.site:
         return []
-    return [STOP_GRADIENT.fix(TEXT, finding)]
+    return [stop_gradient.fix(TEXT, finding)]
 
 
+@stop_gradient.applies
 def stop(treated: TreatedWorkload, p: Fix) -> None:
     w = treated.workload
     with preserve_rng():
@@ -167,28 +152,23 @@ def _stopped(step: TrainingStep, feeding: tuple[str, ...], model: nn.Module, bat
         return step(model, batch)
 
 
-STOP_GRADIENT = RemedyDefinition(
-    "stop-gradient",
-    "a stopped gradient",
-    "loss",
-    "unsafe",
-    "Chen and He 2021, Exploring simple Siamese representation learning",
-    propose_stop,
-    stop,
-)
 WEIGHT = 0.01  # Fedus, Zoph and Shazeer 2021, section 2.2: the largest that leaves the task's own loss alone
 
 
-def propose_balancing(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss(
+    "load-balancing",
+    "a term that balances experts",
+    "Fedus, Zoph and Shazeer 2021, Switch transformers",
+    strengths=(Strength("weight", WEIGHT, 1e-3, 1.0),),
+    wording="add {weight:.2g} * experts * (share of the tokens * mean probability of each expert).sum() to the loss",
+)
+def load_balancing(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not m.routers:
         return []
-    return [LOAD_BALANCING.fix(_balancing_words({"weight": WEIGHT}), finding, settings={"weight": WEIGHT})]
+    return [load_balancing.with_settings(finding, weight=WEIGHT)]
 
 
-def _balancing_words(s: Settings) -> str:
-    return f"add {float(s['weight']):.2g} * experts * (share of the tokens * mean probability of each expert).sum() to the loss"
-
-
+@load_balancing.applies
 def balance(treated: TreatedWorkload, p: Fix) -> None:
     w = treated.workload
     with preserve_rng():
@@ -224,15 +204,4 @@ def _terms(model: nn.Module, step: TrainingStep, batch: Batch) -> tuple[torch.Te
     return loss, terms
 
 
-LOAD_BALANCING = RemedyDefinition(
-    "load-balancing",
-    "a term that balances experts",
-    "loss",
-    "unsafe",
-    "Fedus, Zoph and Shazeer 2021, Switch transformers",
-    propose_balancing,
-    balance,
-    strengths=(Strength("weight", WEIGHT, 1e-3, 1.0),),
-    wording=_balancing_words,
-)
-REMEDIES = (AVERAGE, KL_WEIGHT, STOP_GRADIENT, LOAD_BALANCING)
+REMEDIES = (average_term, kl_weight, stop_gradient, load_balancing)

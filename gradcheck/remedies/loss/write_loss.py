@@ -8,15 +8,16 @@ from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
 from gradcheck.remedies.editing.nodes import (
     argument,
-    call_at_or_above,
     called,
     closed,
     dotted,
-    function_of,
+    every,
     in_place_of,
+    scope_of,
     set_argument,
     set_value,
     statement_of,
+    target_of,
 )
 from gradcheck.remedies.optimizer import write_settings
 from gradcheck.types.fix import Fix
@@ -62,13 +63,8 @@ LOGARITHMS = {"softmax": "log_softmax", "Softmax": "LogSoftmax", "Sigmoid": "Log
 
 def uses(context: Context, function: str) -> list[tuple[Draft, ast.Call]]:
     """Calls of a loss function in the user's files, and calls that make its module."""
-    names = {function, CLASSES.get(function, function)}
-    found = []
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Call) and called(node) in names and original(draft, dotted(node.func)).startswith("torch.nn."):
-                found.append((draft, node))
-    return found
+    found = context.calls(function, CLASSES.get(function, function))
+    return [(draft, call) for draft, call in found if original(draft, dotted(call.func)).startswith("torch.nn.")]
 
 
 def the_use(context: Context, function: str) -> tuple[Draft, ast.Call]:
@@ -76,9 +72,8 @@ def the_use(context: Context, function: str) -> tuple[Draft, ast.Call]:
     found = uses(context, function)
     places = [c.site for c in context.measurement.losses if c.function == function and c.site is not None]
     for place in places:
-        draft, node = context.at(place)
-        call = call_at_or_above(draft, node)
-        if any(call is other for d, other in uses(context, function) if d is draft):
+        draft, call = context.call_at(place)
+        if any(call is other for _, other in found):
             return draft, call
     if len(found) != 1:
         raise Unwritable("the loss is not named in your files" if not found else "the loss is used in several places of your files")
@@ -116,10 +111,7 @@ def rename(draft: Draft, call: ast.Call, old: str, new: str) -> None:
         draft.edit([Edit(end - len(name), end, other)])
         return
     kind = "torch.nn.functional." if name == old else "torch.nn."
-    text = ast.dump(call)
-    spelling = spelled(draft, kind + other)
-    again = next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and ast.dump(n) == text)
-    draft.replace(again.func, spelling)
+    draft.replace(call.func, spelled(draft, kind + other))
 
 
 def _producer(context: Context, loss: str) -> Location:
@@ -139,8 +131,7 @@ def _logarithmic(context: Context, loss: str, function: str) -> None:
         draft, call = the_use(context, loss)
         _with_operands(context, draft, call, loss, f"{spelled(draft, 'torch.nn.functional.log_softmax')}({{0}}, dim=-1)", "{1}", loss)
         return
-    draft, node = context.at(_producer(context, loss))
-    call = call_at_or_above(draft, node)
+    draft, call = context.call_at(_producer(context, loss))
     name = called(call)
     if name not in LOGARITHMS:
         raise Unwritable(f"the {function} in front of the loss is not written there")
@@ -203,7 +194,6 @@ def _with_operands(context: Context, draft: Draft, call: ast.Call, loss: str, fi
         texts = [closed(draft, x) for x in (output, target)]
         draft.edit([_to(draft, output, first.format(*texts)), _to(draft, target, second.format(*texts))])
         if new != loss:
-            draft, call = the_use(context, loss)
             rename(draft, call, loss, new)
         return
     _as_function(draft, call, new, first, second)
@@ -217,19 +207,18 @@ def _to(draft: Draft, node: ast.expr, text: str) -> Edit:
 
 def _as_function(draft: Draft, call: ast.Call, function: str, first: str, second: str) -> None:
     """`loss_fn = nn.MSELoss()` becomes a function of that name; before its calls, for an attribute."""
-    statement = statement_of(draft, call)
-    target = statement.targets[0] if isinstance(statement, ast.Assign) and statement.value is call else None
+    statement, target = statement_of(draft, call), target_of(draft, call)
     if isinstance(target, ast.Name) and isinstance(draft.parent(statement), ast.Module):
         kept = [draft.source(k) for k in call.keywords]
-        name, text = target.id, ast.dump(statement)
         if call.args:
             raise Unwritable(f"{draft.path}:{call.lineno}: the loss is created with arguments by position")
         tensor, loss = spelled(draft, "torch.Tensor"), spelled(draft, f"torch.nn.functional.{function}")
         operands = [x.format("output", "target") for x in (first, second)]
-        again = next(n for n in draft.tree.body if ast.dump(n) == text)
         newline = draft.document.newline
-        code = f"def {name}(output: {tensor}, target: {tensor}) -> {tensor}:{newline}    return {loss}({', '.join([*operands, *kept])})"
-        draft.replace(again, newline + newline + code + newline)
+        code = (
+            f"def {target.id}(output: {tensor}, target: {tensor}) -> {tensor}:{newline}    return {loss}({', '.join([*operands, *kept])})"
+        )
+        draft.replace(statement, newline + newline + code + newline)
         return
     if target is None or not dotted(target):
         raise Unwritable(f"{draft.path}:{call.lineno}: the loss has no name")
@@ -237,11 +226,10 @@ def _as_function(draft: Draft, call: ast.Call, function: str, first: str, second
 
 
 def _at_calls(draft: Draft, name: str, first: str, second: str) -> None:
-    found = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and dotted(n.func) == name and len(n.args) == 2]
+    found = [n for n in every(draft.tree, ast.Call) if dotted(n.func) == name and len(n.args) == 2]
     if not found:
         raise Unwritable(f"{draft.path}: {name} is not called with output and target")
-    for index in range(len(found)):
-        call = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and dotted(n.func) == name and len(n.args) == 2][index]
+    for call in found:
         texts = [closed(draft, x) for x in call.args]
         draft.edit([_to(draft, call.args[0], first.format(*texts)), _to(draft, call.args[1], second.format(*texts))])
 
@@ -278,14 +266,8 @@ def _later(draft: Draft, call: ast.Call) -> None:
     """`loss = f(...)`, and `-loss` further down."""
     statement = statement_of(draft, call)
     target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-    scope = function_of(draft, call) or draft.tree
-    for node in ast.walk(scope):
-        if (
-            isinstance(node, ast.UnaryOp)
-            and isinstance(node.op, ast.USub)
-            and target is not None
-            and dotted(node.operand) == dotted(target)
-        ):
+    for node in every(scope_of(draft, call), ast.UnaryOp):
+        if isinstance(node.op, ast.USub) and target is not None and dotted(node.operand) == dotted(target):
             draft.replace(node, in_place_of(draft, node.operand, node))
             return
     raise Unwritable(f"{draft.path}:{call.lineno}: the sign is not written there")

@@ -5,7 +5,6 @@ A hook object holds numbers and parameters only, and meets its optimizer as an a
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 FASTEST = 10.0  # steps of the size of the rate that a penalty may move an entry by at once, in the metric of Adam
 
-Factor = Callable[[int], float]  # of the rate, by the number of steps taken before
+Factor = Callable[[int], float]  # of the rate, by the number `t` of steps taken before
 
 
 class RateSchedule:
@@ -45,30 +44,18 @@ class RateSchedule:
         self.kept = []
 
 
-def warming_up(steps: int, start: float) -> Factor:
+def warming_up(steps: int, start: float, t: int) -> float:
     """From `start` to 1 over so many steps, in a straight line: torch's LinearLR."""
-    return partial(_linear, steps, start)
-
-
-def cosine(steps: int) -> Factor:
-    """From 1 to 0 over so many steps: torch's CosineAnnealingLR."""
-    return partial(_cosine, steps)
-
-
-def staircase(steps: int, factor: float) -> Factor:
-    """Times `factor` after each `steps`: torch's StepLR."""
-    return partial(_staircase, steps, factor)
-
-
-def _linear(steps: int, start: float, t: int) -> float:
     return start + (1 - start) * min(1.0, t / max(1, steps))
 
 
-def _cosine(steps: int, t: int) -> float:
+def cosine(steps: int, t: int) -> float:
+    """From 1 to 0 over so many steps: torch's CosineAnnealingLR."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, t / max(1, steps))))
 
 
-def _staircase(steps: int, factor: float, t: int) -> float:
+def staircase(steps: int, factor: float, t: int) -> float:
+    """Times `factor` after each `steps`: torch's StepLR."""
     return factor ** (t // max(1, steps))
 
 

@@ -5,11 +5,12 @@ every module of the copy that runs it. Functions refer to the same globals as be
 """
 
 import ast
+import contextlib
 import copy
 import inspect
 import linecache
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 Edit = Callable[[ast.expr, types.FunctionType], ast.expr | None]
 TreeEdit = Callable[[ast.FunctionDef], ast.FunctionDef | None]
 
+IN_TORCH = "__import__('torch')."  # a name of torch in edited code, whatever its own imports are
 _TREE = "_gradcheck_tree"  # on an edited function: its syntax tree, with the positions of the file
 
 
@@ -73,7 +75,7 @@ def rewritten(function: types.FunctionType, site: Location, edit: Edit) -> Calla
         raise Inapplicable(f"{site} lies outside of {getattr(function, '__qualname__', function)}")
     lines = linecache.getlines(inner.__code__.co_filename)
     finder = _At(span_of(site, lines), lambda node: edit(node, inner))
-    tree = finder.visit(copy.deepcopy(getattr(inner, _TREE, None) or _parsed(inner)))
+    tree = finder.visit(copy.deepcopy(_tree(inner)))
     if not finder.hits:
         raise Inapplicable(f"the expression at {site} is not of a form that can be changed")
     return _compiled(inner, tree)
@@ -84,23 +86,16 @@ def transformed(function: types.FunctionType, edit: TreeEdit) -> Callable[..., A
     inner = inspect.unwrap(function)
     if not isinstance(inner, types.FunctionType):
         return None
-    tree = edit(copy.deepcopy(getattr(inner, _TREE, None) or _parsed(inner)))
+    tree = edit(copy.deepcopy(_tree(inner)))
     return _compiled(inner, tree) if tree is not None else None
 
 
 def own_methods(treated: TreatedWorkload) -> list[Method]:
     """Every method that the modules of a copy run, once each, where its source can be read; not those of torch."""
-    found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
-    for module in treated.model.modules():
-        for name, function in _methods(module):
-            found.setdefault(function, []).append((name, module))
     methods = []
-    for function, users in found.items():
-        try:
-            tree = getattr(function, _TREE, None) or _parsed(function)
-        except Inapplicable:
-            continue
-        methods.append(Method(users[0][0], function, tuple(m for _, m in users), tree))
+    for function, users in _users(treated).items():
+        with contextlib.suppress(Inapplicable):
+            methods.append(_method(function, users))
     return methods
 
 
@@ -110,16 +105,10 @@ def method_at(treated: TreatedWorkload, site: Location | None) -> Method:
         raise Inapplicable("its place in the source is not known")
     if site.detail is not None:
         raise Inapplicable(f"it lies in an installed package ({site.detail})")
-    found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
-    for module in treated.model.modules():
-        for name, function in _methods(module):
-            if _covers(function, site):
-                found.setdefault(function, []).append((name, module))
+    found = {function: users for function, users in _users(treated).items() if _covers(function, site)}
     if not found:
         raise Inapplicable(f"{site} lies outside the methods of the model's modules")
-    function = max(found, key=lambda f: f.__code__.co_firstlineno)
-    tree = getattr(function, _TREE, None) or _parsed(function)
-    return Method(found[function][0][0], function, tuple(m for _, m in found[function]), tree)
+    return _method(*max(found.items(), key=lambda item: item[0].__code__.co_firstlineno))
 
 
 def method_of(treated: TreatedWorkload, module: nn.Module, name: str) -> Method:
@@ -127,8 +116,22 @@ def method_of(treated: TreatedWorkload, module: nn.Module, name: str) -> Method:
     function = dict(_methods(module)).get(name)
     if function is None:
         raise Inapplicable(f"{type(module).__name__} has no {name} of its own")
-    same = [other for other in treated.model.modules() if dict(_methods(other)).get(name) is function]
-    return Method(name, function, tuple(same), getattr(function, _TREE, None) or _parsed(function))
+    return _method(function, [use for use in _users(treated)[function] if use[0] == name])
+
+
+_Users = list[tuple[str, nn.Module]]  # modules that run a function, and what they call it
+
+
+def _users(treated: TreatedWorkload) -> dict[types.FunctionType, _Users]:
+    found: dict[types.FunctionType, _Users] = {}
+    for module in treated.model.modules():
+        for name, function in _methods(module):
+            found.setdefault(function, []).append((name, module))
+    return found
+
+
+def _method(function: types.FunctionType, users: _Users) -> Method:
+    return Method(users[0][0], function, tuple(module for _, module in users), _tree(function))
 
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, types.FunctionType]]:
@@ -159,8 +162,11 @@ def _covers(function: types.FunctionType, site: Location) -> bool:
     return bool(last >= site.line)
 
 
-def _parsed(function: types.FunctionType) -> ast.FunctionDef:
-    """The definition of a function in its file. Raises Inapplicable when the source cannot be read."""
+def _tree(function: types.FunctionType) -> ast.FunctionDef:
+    """The definition of a function: as edited, else in its file. Raises Inapplicable when the source cannot be read."""
+    edited: ast.FunctionDef | None = getattr(function, _TREE, None)
+    if edited is not None:
+        return edited
     code = function.__code__
     try:
         module = ast.parse("".join(linecache.getlines(code.co_filename)))
@@ -198,6 +204,18 @@ class _At(ast.NodeTransformer):
             if new is not None:
                 self.hits += 1
                 return ast.fix_missing_locations(ast.copy_location(new, node))
+        return self.generic_visit(node)
+
+
+class Substitute(ast.NodeTransformer):
+    """Puts other expressions in place of some, which are known by identity, once each."""
+
+    def __init__(self, new: Mapping[ast.expr, ast.expr]) -> None:
+        self.new = new
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr) and node in self.new:
+            return ast.fix_missing_locations(ast.copy_location(self.new[node], node))
         return self.generic_visit(node)
 
 
@@ -262,10 +280,8 @@ def expression(text: str) -> ast.expr:
 
 
 def torch_function(path: str, *arguments: ast.expr, **keywords: Any) -> ast.Call:
-    """A call of a function of torch by its path, "nn.functional.gelu", whatever the module's own imports are."""
-    return ast.Call(
-        expression(f"__import__('torch').{path}"), list(arguments), [ast.keyword(k, ast.Constant(v)) for k, v in keywords.items()]
-    )
+    """A call of a function of torch by its path: "nn.functional.gelu"."""
+    return ast.Call(expression(IN_TORCH + path), list(arguments), [ast.keyword(k, ast.Constant(v)) for k, v in keywords.items()])
 
 
 def operand(call: ast.expr, function: types.FunctionType) -> ast.expr | None:

@@ -176,12 +176,14 @@ def _refresh(optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[p] = {"step": torch.zeros((), device=p.device if p.is_cuda else "cpu"), "sum": sums}
 
 
-def require_running(treated: TreatedWorkload) -> None:
-    """Runs the forward pass of a copy. Raises Inapplicable with what the user's code says of the changed module."""
+def require_running(treated: TreatedWorkload, watch: Callable[[TreatedWorkload], object] | None = None) -> None:
+    """Runs the forward pass of a copy, which `watch` gets first. Raises Inapplicable with what the user's code says of the change."""
     if not treated.workload.batches:
         return
     with preserve_rng(), torch.no_grad():
         twin = treated.copy()
+        if watch is not None:
+            watch(twin)
         try:
             twin.workload.training_step(twin.model, twin.workload.batches[0])
         except Exception as error:

@@ -17,7 +17,7 @@ from gradcheck.remedies.modules.rewriting import Edit, TreeEdit, bind, own_metho
 from gradcheck.remedies.modules.surgery import require_running
 from gradcheck.types.location import Location
 from gradcheck.workload.step import apply_loss, as_scalar, make_user_step
-from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, target_index
 from gradcheck.workload.workload import Batch, TrainingStep
 
 Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the output that the loss sees; no target in a training step
@@ -71,6 +71,14 @@ class _MappedModel(nn.Module):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters(*args, **kwargs)
+
+
+def require_target(treated: TreatedWorkload) -> int:
+    """Position of the target among the tensors of a batch. Raises Inapplicable where it is none of them."""
+    index = target_index(treated.workload.batches[0], treated.model)
+    if index is None:
+        raise Inapplicable("the target is not a tensor of the batch")
+    return index
 
 
 # ---------------------------------------------------------------------------- code of the loss

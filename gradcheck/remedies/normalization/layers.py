@@ -9,13 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.layer_groups import usual_normalization
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import RemedyDefinition, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import Reader, spelled
-from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called, insert_after_item, remove_item, set_argument
+from gradcheck.remedies.editing.nodes import argument, called, every, insert_after_item, remove_item, set_argument
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
-from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
+from gradcheck.remedies.layer_selection import body_layers, weighted_layers
 from gradcheck.remedies.modules.rewriting import operand, rewrite
 from gradcheck.remedies.modules.surgery import follow, like, module_at, path_now, rewired, swap
 from gradcheck.types.finding import Finding
@@ -99,7 +100,7 @@ def propose_insertion(treatment: RemedyDefinition, finding: Finding | None, m: M
         settings["groups"] = 1 if treatment.name == "layer-normalization" else groups_of(min(_channels(x) for x in bare))
     if kind.startswith("BatchNorm"):
         settings["drop_bias"] = True
-    text = f"normalise the output of {several(len(bare), 'layer')} with {kind}"
+    text = f"normalise the output of {counted(len(bare), 'layer')} with {kind}"
     return [treatment.fix(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
 
 
@@ -113,6 +114,27 @@ _FORCED = {"batch-normalization": "BatchNorm", "layer-normalization": "LayerNorm
 # ------------------------------------------------------------------------- replacing batch norm
 
 
+@rebuilding(
+    "batch-free-normalization",
+    "normalization that needs no batch",
+    "Wu and He 2018, Group Normalization; Ba et al. 2016, Layer Normalization",
+    checkpoint="weights and biases keep their keys; the running statistics are gone: load old checkpoints with strict=False and train on",
+)
+def batch_free_normalization(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """All batch normalizations of the model: they all see the same batch."""
+    norms = {n.layer for n in m.norms if n.batch and n.layer and ":" not in n.layer}
+    layers = [x for x in m.layers if x.name in norms and "BatchNorm" in x.type]
+    if not layers or finding is None:
+        return []
+    vector = all(len(x.output_shape) == 2 for x in layers)
+    settings: dict[str, Setting] = {"kind": "LayerNorm" if vector else "GroupNorm"}
+    if not vector:
+        settings["groups"] = groups_of(min(x.output_shape[1] for x in layers))
+    text = f"replace {counted(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
+    return [batch_free_normalization.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+
+
+@batch_free_normalization.applies
 def without_batch(treated: TreatedWorkload, fix: Fix) -> None:
     """GroupNorm, or LayerNorm for vectors, with gain and bias of the batch normalization that it replaces."""
     groups = int(fix.settings.get("groups", GROUPS))
@@ -128,24 +150,25 @@ def without_batch(treated: TreatedWorkload, fix: Fix) -> None:
             swap(treated, name, new)
 
 
-def propose_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """All batch normalizations of the model: they all see the same batch."""
-    norms = {n.layer for n in m.norms if n.batch and n.layer and ":" not in n.layer}
-    layers = [x for x in m.layers if x.name in norms and "BatchNorm" in x.type]
-    if not layers or finding is None:
-        return []
-    vector = all(len(x.output_shape) == 2 for x in layers)
-    settings: dict[str, Setting] = {"kind": "LayerNorm" if vector else "GroupNorm"}
-    if not vector:
-        settings["groups"] = groups_of(min(x.output_shape[1] for x in layers))
-    text = f"replace {several(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
-    return [BATCH_FREE.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
-
-
 # ----------------------------------------------------------------------------- bias and dropout
 
 
-def remove_bias(treated: TreatedWorkload, fix: Fix) -> None:
+@rebuilding(
+    "remove-bias",
+    "no bias before batch normalization",
+    "Ioffe and Szegedy 2015, Batch Normalization, section 3.2",
+    checkpoint="the keys of these biases are gone: load old checkpoints with strict=False",
+)
+def remove_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None:
+        return []
+    names = tuple(x for x in finding.layers if ":" not in x)
+    text = f"create {counted(len(names), 'layer')} before batch normalization with bias=False"
+    return [remove_bias.fix(text, finding, layers=names)] if names else []
+
+
+@remove_bias.applies
+def apply_remove_bias(treated: TreatedWorkload, fix: Fix) -> None:
     with rewired(treated):
         for name in fix.layers:
             module = module_at(treated, name)
@@ -154,15 +177,32 @@ def remove_bias(treated: TreatedWorkload, fix: Fix) -> None:
             module.register_parameter("bias", None)
 
 
-def propose_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None:
+@rebuilding(
+    "move-dropout",
+    "dropout behind the last batch normalization",
+    "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
+    checkpoint="the key of the normalization changes where both are entries of one nn.Sequential",
+)
+def move_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """The dropout moves after the last batch normalization that it disturbs."""
+    hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
+    if hit is None or hit.dropout is None:
         return []
-    names = tuple(x for x in finding.layers if ":" not in x)
-    text = f"create {several(len(names), 'layer')} before batch normalization with bias=False"
-    return [REMOVE_BIAS.fix(text, finding, layers=names)] if names else []
+    norm = [n for n in m.norms if n.dropout == hit.dropout][-1].layer
+    layer = m.layer(hit.dropout)
+    text, rate = f"move the dropout behind the batch normalization {norm}", {"rate": hit.dropout_rate}
+    if layer is not None and layer.kind == "dropout":
+        return [move_dropout.fix(text, finding, layers=(layer.name, norm), settings=rate)]
+    calls = m.regularization.dropouts if m.regularization is not None else ()
+    call = next((d for d in calls if ":" in d.layer and d.layer.partition(":")[0] == hit.dropout and d.site is not None), None)
+    if call is None:
+        return []
+    made = move_dropout.fix(text, finding, layers=(call.layer, norm), settings=rate)
+    return [replace(made, location=call.site)]
 
 
-def move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
+@move_dropout.applies
+def apply_move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes the dropout away where it is, and puts it after the normalization; inside one nn.Sequential it changes places."""
     dropout, norm = fix.layers
     with rewired(treated):
@@ -199,35 +239,13 @@ def _reordered(treated: TreatedWorkload, dropout: str, norm: str) -> bool:
     return True
 
 
-def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """The dropout moves after the last batch normalization that it disturbs."""
-    hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
-    if hit is None or hit.dropout is None:
-        return []
-    norm = [n for n in m.norms if n.dropout == hit.dropout][-1].layer
-    layer = m.layer(hit.dropout)
-    text, rate = f"move the dropout behind the batch normalization {norm}", {"rate": hit.dropout_rate}
-    if layer is not None and layer.kind == "dropout":
-        return [MOVE_DROPOUT.fix(text, finding, layers=(layer.name, norm), settings=rate)]
-    calls = m.regularization.dropouts if m.regularization is not None else ()
-    call = next((d for d in calls if ":" in d.layer and d.layer.partition(":")[0] == hit.dropout and d.site is not None), None)
-    if call is None:
-        return []
-    made = MOVE_DROPOUT.fix(text, finding, layers=(call.layer, norm), settings=rate)
-    return [replace(made, location=call.site)]
-
-
 def _inserting(name: str, title: str, citation: str) -> RemedyDefinition:
-    return RemedyDefinition(
-        name,
-        title,
-        "architecture",
-        "unsafe",
-        citation,
-        lambda finding, m: propose_insertion(_BY_NAME[name], finding, m),
-        insert,
-        KEYS,
-    )
+    @rebuilding(name, title, citation, checkpoint=KEYS)
+    def inserting(finding: Finding | None, m: Measurement) -> list[Fix]:
+        return propose_insertion(inserting, finding, m)
+
+    inserting.applies(insert)
+    return inserting
 
 
 _IOFFE = "Ioffe and Szegedy 2015, Batch Normalization"
@@ -237,38 +255,7 @@ INSERTING = (
     _inserting("layer-normalization", "layer normalization", "Ba et al. 2016, Layer Normalization"),
     _inserting("group-normalization", "group normalization", "Wu and He 2018, Group Normalization"),
 )
-_BY_NAME = {t.name: t for t in INSERTING}
-BATCH_FREE = RemedyDefinition(
-    "batch-free-normalization",
-    "normalization that needs no batch",
-    "architecture",
-    "unsafe",
-    "Wu and He 2018, Group Normalization; Ba et al. 2016, Layer Normalization",
-    propose_without_batch,
-    without_batch,
-    "weights and biases keep their keys; the running statistics are gone: load old checkpoints with strict=False and train on",
-)
-REMOVE_BIAS = RemedyDefinition(
-    "remove-bias",
-    "no bias before batch normalization",
-    "architecture",
-    "unsafe",
-    "Ioffe and Szegedy 2015, Batch Normalization, section 3.2",
-    propose_bias,
-    remove_bias,
-    "the keys of these biases are gone: load old checkpoints with strict=False",
-)
-MOVE_DROPOUT = RemedyDefinition(
-    "move-dropout",
-    "dropout behind the last batch normalization",
-    "architecture",
-    "unsafe",
-    "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
-    propose_dropout,
-    move_dropout,
-    "the key of the normalization changes where both are entries of one nn.Sequential",
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)
+REMEDIES = (*INSERTING, batch_free_normalization, remove_bias, move_dropout)
 
 
 MOST_GROUPS = 8
@@ -306,9 +293,8 @@ def _loses_bias(context: Context, name: str) -> bool:
     """No code of the user's touches the bias of the layer."""
     for draft in context.all_drafts():
         reader = Reader(context, draft)
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Attribute) and node.attr == "bias" and name in reader.layers(node.value):
-                return False
+        if any(node.attr == "bias" and name in reader.layers(node.value) for node in every(draft.tree, ast.Attribute)):
+            return False
     return True
 
 
@@ -320,9 +306,7 @@ def batch_free(p: Fix, context: Context) -> None:
         width = argument(call, "num_features", 0)
         if width is None or "BatchNorm" not in called(call):
             raise Unwritable(f"{place}: no batch normalization of torch is created there")
-        text = f"({groups}{draft.source(width)})"
-        name = spelled(draft, f"torch.nn.{kind}")
-        draft.replace(call_at_or_above(draft, draft.at(place)), name + text)
+        draft.replace(call, f"{spelled(draft, f'torch.nn.{kind}')}({groups}{draft.source(width)})")
 
 
 def write_without_bias(p: Fix, context: Context) -> None:
@@ -347,7 +331,7 @@ def write_moved_dropout(p: Fix, context: Context) -> None:
     items = list(parent.args) if isinstance(parent, ast.Call) else list(getattr(parent, "elts", []))
     text = draft.source(dropout)
     remove_item(draft, dropout, items)
-    insert_after_item(draft, draft.at(places[1]), text)
+    insert_after_item(draft, norm, text)
 
 
 def query_norm(p: Fix, context: Context) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.modules.rewriting import Method, bind, own_methods
 from gradcheck.remedies.modules.surgery import module_at, path_now
@@ -21,15 +21,17 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 MOMENTUM = 0.1  # torch's default: weight of the newest batch
 
 
-def propose_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring("training-mode", "training mode of normalizations", "Ioffe and Szegedy 2015, Batch Normalization, section 3.1")
+def training_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All that are held in evaluation mode; a loop that leaves the whole model in it is the user's to change."""
     if finding is None or not finding.layers or m.loop is not None:
         return []
     frozen = [n.layer for n in m.norms if not n.of_batch and n.fresh and n.trains]
     layers = tuple(dict.fromkeys(frozen)) if set(finding.layers) <= set(frozen) else finding.layers
-    return [MODE.fix(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
+    return [training_mode.fix(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
 
 
+@training_mode.applies
 def put_into_training(treated: TreatedWorkload, p: Fix) -> None:
     """Puts them into training mode; where a method of the model takes them out of it, its calls follow the mode of their module."""
     wanted = {path_now(treated, name) for name in p.layers}
@@ -86,13 +88,15 @@ def _switches_off(call: ast.Call, owner: str) -> bool:
     return call.func.attr == "train" and len(given) == 1 and isinstance(given[0], ast.Constant) and given[0].value is False
 
 
-def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring("default-momentum", "usual momentum of running statistics", "Ioffe and Szegedy 2015, Batch Normalization, section 3.1")
+def default_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     layers = finding.layers if finding is not None else ()
     settings: dict[str, Setting] = {"momentum": MOMENTUM}
     text = f"set the momentum of {listed(layers)} to {MOMENTUM:g}, torch's default"
-    return [DEFAULT.fix(text, finding, layers=layers, settings=settings)] if layers else []
+    return [default_momentum.fix(text, finding, layers=layers, settings=settings)] if layers else []
 
 
+@default_momentum.applies
 def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
         module: Any = module_at(treated, name)
@@ -101,23 +105,4 @@ def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
         module.momentum = float(p.settings["momentum"])
 
 
-MODE = RemedyDefinition(
-    "training-mode",
-    "training mode of normalizations",
-    "wiring",
-    "safe",
-    "Ioffe and Szegedy 2015, Batch Normalization, section 3.1",
-    propose_mode,
-    put_into_training,
-)
-DEFAULT = RemedyDefinition(
-    "default-momentum",
-    "usual momentum of running statistics",
-    "wiring",
-    "safe",
-    "Ioffe and Szegedy 2015, Batch Normalization, section 3.1",
-    propose_momentum,
-    set_momentum,
-)
-
-REMEDIES = (MODE, DEFAULT)
+REMEDIES = (training_mode, default_momentum)

@@ -1,8 +1,9 @@
 """Treatments of the rate over time: warm-up, cosine, steps."""
 
 import ast
+from functools import partial
 
-from gradcheck.remedies.definition import RemedyDefinition, Settings
+from gradcheck.remedies.definition import optimizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.loop import Loop, loops, steps
@@ -11,13 +12,15 @@ from gradcheck.remedies.editing.nodes import (
     argument,
     bindings,
     called,
+    calls_in,
     closed,
+    every,
     function_of,
+    names_in,
     own,
     scope_of,
     set_argument,
     set_value,
-    statement_of,
 )
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.remedies.modules.hooks import RateSchedule, cosine, staircase, warming_up
@@ -30,70 +33,47 @@ from gradcheck.workload.treated import TreatedWorkload
 FEWEST_WARM, WARM_PASSES, WARM_START = 200, 10, 0.01
 
 
-def propose_warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "warm-up",
+    "learning-rate warm-up",
+    "Goyal et al. 2017, Accurate, Large Minibatch SGD; Ma and Yarats 2021, On the adequacy of untuned warmup",
+    wording="raise the rate from {start:.0%} of its value to all of it over the first {steps} steps",
+)
+def warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
     """2 / (1 - beta2) steps (Ma and Yarats 2021), and no more than ten passes over the data, unless these are very short."""
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 and m.optimizer.betas[1] < 1 else 0.999
     steps = min(round(2 / (1 - beta)), max(FEWEST_WARM, WARM_PASSES * m.data.batches))
-    settings: dict[str, Setting] = {"steps": steps, "start": WARM_START}
-    return [WARM_UP.fix(_warm_words(settings), finding, settings=settings)] if m.optimizer.lr else []
+    return [warm_up.with_settings(finding, steps=steps, start=WARM_START)] if m.optimizer.lr else []
 
 
-def _warm_words(s: Settings) -> str:
-    return f"raise the rate from {float(s['start']):.0%} of its value to all of it over the first {s['steps']} steps"
+@warm_up.applies
+def apply_warm_up(treated: TreatedWorkload, p: Fix) -> None:
+    RateSchedule(partial(warming_up, int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(treated.optimizer)
 
 
-def warm_up(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(warming_up(int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(treated.optimizer)
-
-
-def propose_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing("cosine-schedule", "cosine schedule", "Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts")
+def cosine_schedule(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": m.steps}
-    return [COSINE.fix("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
+    return [cosine_schedule.fix("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
 
 
+@cosine_schedule.applies
 def anneal(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(cosine(int(p.settings["steps"]))).attach(treated.optimizer)
+    RateSchedule(partial(cosine, int(p.settings["steps"]))).attach(treated.optimizer)
 
 
-def propose_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing("step-schedule", "step schedule", "He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4")
+def step_schedule(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": max(1, m.steps // 3), "factor": 0.1}
-    return [STAIRCASE.fix("divide the rate by 10 after each third of the training", finding, settings=settings)]
+    return [step_schedule.fix("divide the rate by 10 after each third of the training", finding, settings=settings)]
 
 
+@step_schedule.applies
 def descend_stairs(treated: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(staircase(int(p.settings["steps"]), float(p.settings["factor"]))).attach(treated.optimizer)
+    RateSchedule(partial(staircase, int(p.settings["steps"]), float(p.settings["factor"]))).attach(treated.optimizer)
 
 
-WARM_UP = RemedyDefinition(
-    "warm-up",
-    "learning-rate warm-up",
-    "optimizer",
-    "safe",
-    "Goyal et al. 2017, Accurate, Large Minibatch SGD; Ma and Yarats 2021, On the adequacy of untuned warmup",
-    propose_warm_up,
-    warm_up,
-    wording=_warm_words,
-)
-COSINE = RemedyDefinition(
-    "cosine-schedule",
-    "cosine schedule",
-    "optimizer",
-    "safe",
-    "Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts",
-    propose_cosine,
-    anneal,
-)
-STAIRCASE = RemedyDefinition(
-    "step-schedule",
-    "step schedule",
-    "optimizer",
-    "safe",
-    "He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4",
-    propose_staircase,
-    descend_stairs,
-)
-
-REMEDIES = (WARM_UP, COSINE, STAIRCASE)
+REMEDIES = (warm_up, cosine_schedule, step_schedule)
 
 
 THIRDS = 3  # parts of a training with a rate that falls by steps
@@ -109,15 +89,13 @@ def write_warm_up(p: Fix, context: Context) -> None:
 
 def _warmer(context: Context, start: str) -> bool:
     """A LinearLR of the source begins at another share of the rate."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "LinearLR" and isinstance(node, ast.Call):
-                given = argument(node, "start_factor", 1)
-                if given is not None:
-                    set_value(draft, given, start)
-                else:
-                    set_argument(draft, node, "start_factor", start)
-                return True
+    for draft, call in context.calls("LinearLR"):
+        given = argument(call, "start_factor", 1)
+        if given is not None:
+            set_value(draft, given, start)
+        else:
+            set_argument(draft, call, "start_factor", start)
+        return True
     return False
 
 
@@ -143,8 +121,8 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     Raises Unwritable where the loop does not say it, or the source has a schedule.
     """
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Call) and called(node).endswith(("LR", "WarmRestarts")):
+        for node in every(draft.tree, ast.Call):
+            if called(node).endswith(("LR", "WarmRestarts")):
                 raise Unwritable(f"{draft.path}:{node.lineno}: the source has a schedule of its own")
     found = next(iter(steps(context)), None)
     if found is None:
@@ -152,8 +130,8 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     draft, step = found
     around = loops(draft, step)
     outer = around[-1] if around else None
-    counted = next((n for n in ast.walk(outer.iter) if called(n) == "range"), None) if isinstance(outer, ast.For) else None
-    if not isinstance(counted, ast.Call) or len(counted.args) != 1:
+    counted = next(iter(calls_in(outer.iter, "range")), None) if isinstance(outer, ast.For) else None
+    if counted is None or len(counted.args) != 1:
         raise Unwritable(f"{draft.path}:{step.lineno}: the loop does not say how long the training is")
     if not _known(context, draft, counted.args[0]):
         raise Unwritable(f"{draft.path}:{step.lineno}: the length of the training is not known where the optimizer is made")
@@ -163,20 +141,18 @@ def _length(context: Context) -> tuple[str, Loop | None]:
 def _known(context: Context, draft: Draft, length: ast.expr) -> bool:
     """Every name in it has its value where the optimizer is made: given in the module, or in the same function, before."""
     home, call = created(context)
-    names = {n.id for n in ast.walk(length) if isinstance(n, ast.Name)}
     function = function_of(draft, call) if home is draft else None
     given = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)} if function is not None else set()
     for scope in (draft.tree, scope_of(draft, call)) if home is draft else ():
         given |= {name for node in own(scope) if getattr(node, "lineno", 0) < call.lineno for name, _ in bindings(node)}
-    return names <= given
+    return names_in(length) <= given
 
 
 def _scheduled(context: Context, kind: str, arguments: str, name: str, epochs: Loop | None) -> None:
     """A schedule after the optimizer's creation; stepped at the end of the loop over epochs, else after each step of the optimizer."""
     draft, call = created(context)
     schedule = spelled(draft, f"torch.optim.lr_scheduler.{kind}")
-    draft, call = created(context)
-    owner = named(statement_of(draft, call), call)
+    owner = named(draft, call)
     inside = next(iter(steps(context)), None)
     if owner is None or inside is None or inside[0] is not draft:
         with_name(context, f"{schedule}({{0}}, {arguments})  # stepped by the training loop")

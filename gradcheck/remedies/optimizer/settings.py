@@ -9,7 +9,7 @@ from torch import nn
 from gradcheck.analysis.convergence import DIVERGED, best_experiment, depends_on_order, training_outcome
 from gradcheck.analysis.update_sizes import gentle_decay, update_ratio
 from gradcheck.measure.checks.without_regularization import without_penalty
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.definition import Strength, optimizing, regularizing
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
@@ -45,23 +45,33 @@ def higher_rate(m: Measurement) -> float:
     return rounded(max(wanted, 3 * rate))
 
 
-def propose_lower(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return [at_rate(LOWER, finding, lower_rate(m))] if m.optimizer.lr > 0 else []
+_RATE = (Strength("lr", 1e-3, 1e-5, 1.0),)
 
 
-def propose_higher(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return [at_rate(RAISE, finding, higher_rate(m))] if m.optimizer.lr > 0 else []
+@optimizing(
+    "lower-learning-rate",
+    "lower learning rate",
+    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
+    strengths=_RATE,
+    wording="set the learning rate to {lr:.3g}",
+)
+def lower_learning_rate(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return [lower_learning_rate.with_settings(finding, lr=lower_rate(m))] if m.optimizer.lr > 0 else []
 
 
-def at_rate(treatment: RemedyDefinition, finding: Finding | None, rate: float) -> Fix:
-    settings = {"lr": rate}
-    return treatment.fix(_rate_words(settings), finding, settings=settings)
+@optimizing(
+    "raise-learning-rate",
+    "higher learning rate",
+    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
+    strengths=_RATE,
+    wording="set the learning rate to {lr:.3g}",
+)
+def raise_learning_rate(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return [raise_learning_rate.with_settings(finding, lr=higher_rate(m))] if m.optimizer.lr > 0 else []
 
 
-def _rate_words(s: Settings) -> str:
-    return f"set the learning rate to {s['lr']:.3g}"
-
-
+@lower_learning_rate.applies
+@raise_learning_rate.applies
 def set_rate(treated: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one."""
     groups = treated.optimizer.param_groups
@@ -75,14 +85,18 @@ def set_rate(treated: TreatedWorkload, p: Fix) -> None:
             group["initial_lr"] = group["initial_lr"] * factor
 
 
-def propose_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "adam-epsilon", "Adam's epsilon", "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities"
+)
+def adam_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
     eps = m.optimizer.eps
     if not eps or (finding is None and eps <= USUAL_EPSILON):
         return []
     new = USUAL_EPSILON if eps > USUAL_EPSILON else SMALL_EPSILON
-    return [EPSILON.fix(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
+    return [adam_epsilon.fix(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
 
 
+@adam_epsilon.applies
 def set_epsilon(treated: TreatedWorkload, p: Fix) -> None:
     groups = [g for g in treated.optimizer.param_groups if isinstance(g.get("eps"), (int, float))]
     if not groups:
@@ -91,13 +105,17 @@ def set_epsilon(treated: TreatedWorkload, p: Fix) -> None:
         group["eps"] = float(p.settings["eps"])
 
 
-def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "lower-momentum", "shorter momentum", "Sutskever et al. 2013, On the importance of initialization and momentum in deep learning"
+)
+def lower_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.adaptive or m.optimizer.momentum <= USUAL_MOMENTUM:
         return []
     text = f"set the momentum to {USUAL_MOMENTUM} (now {m.optimizer.momentum:g})"
-    return [MOMENTUM.fix(text, finding, settings={"momentum": USUAL_MOMENTUM})]
+    return [lower_momentum.fix(text, finding, settings={"momentum": USUAL_MOMENTUM})]
 
 
+@lower_momentum.applies
 def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
     groups = [g for g in treated.optimizer.param_groups if g.get("momentum")]
     if not groups:
@@ -106,64 +124,27 @@ def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
         group["momentum"] = float(p.settings["momentum"])
 
 
-_RATE = (Strength("lr", 1e-3, 1e-5, 1.0),)
-LOWER = RemedyDefinition(
-    "lower-learning-rate",
-    "lower learning rate",
-    "optimizer",
-    "safe",
-    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
-    propose_lower,
-    set_rate,
-    strengths=_RATE,
-    wording=_rate_words,
-)
-RAISE = RemedyDefinition(
-    "raise-learning-rate",
-    "higher learning rate",
-    "optimizer",
-    "safe",
-    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
-    propose_higher,
-    set_rate,
-    strengths=_RATE,
-    wording=_rate_words,
-)
-EPSILON = RemedyDefinition(
-    "adam-epsilon",
-    "Adam's epsilon",
-    "optimizer",
-    "safe",
-    "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities",
-    propose_epsilon,
-    set_epsilon,
-)
-
-MOMENTUM = RemedyDefinition(
-    "lower-momentum",
-    "shorter momentum",
-    "optimizer",
-    "safe",
-    "Sutskever et al. 2013, On the importance of initialization and momentum in deep learning",
-    propose_momentum,
-    set_momentum,
-)
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 
 
-def propose_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "adaptive-optimizer",
+    "Adam in place of SGD",
+    "Kingma and Ba 2015, Adam; Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
+    applicability="unsafe",
+    checkpoint="a saved state of the optimizer no longer fits; the model's does",
+    strengths=(Strength("lr", USUAL_RATE, 1e-5, 0.1),),
+    wording=lambda s: f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {s['lr']:.3g} in place of SGD",
+)
+def adaptive_optimizer(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Adam for SGD, as AdamW where there is weight decay, of which no more is left than AdamW's default."""
     if m.optimizer.name != "SGD" or m.optimizer.lr <= 0:
         return []
     decay = max((x.weight_decay for x in m.parameters), default=m.optimizer.weight_decay)
-    settings: dict[str, Setting] = {"lr": USUAL_RATE, "weight_decay": min(decay, MOST_DECAY)}
-    return [ADAPTIVE.fix(_words(settings), finding, settings=settings)]
+    return [adaptive_optimizer.with_settings(finding, lr=USUAL_RATE, weight_decay=min(decay, MOST_DECAY))]
 
 
-def _words(s: Settings) -> str:
-    return f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {float(s['lr']):.3g} in place of SGD"
-
-
+@adaptive_optimizer.applies
 def put_adam(treated: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one's rate; momentum is forgotten. Without decay AdamW is Adam."""
     old = treated.optimizer
@@ -184,35 +165,25 @@ def put_adam(treated: TreatedWorkload, p: Fix) -> None:
     treated.replace_optimizer(torch.optim.AdamW(groups))
 
 
-ADAPTIVE = RemedyDefinition(
-    "adaptive-optimizer",
-    "Adam in place of SGD",
-    "optimizer",
-    "unsafe",
-    "Kingma and Ba 2015, Adam; Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
-    propose_adam,
-    put_adam,
-    checkpoint="a saved state of the optimizer no longer fits; the model's does",
-    strengths=(Strength("lr", USUAL_RATE, 1e-5, 0.1),),
-    wording=_words,
-)
-
 USUAL_DECAY = 0.01  # AdamW's default
 COUPLED = ("Adam", "NAdam", "RAdam")  # those of torch that can decouple their decay
 
 
-def propose_decoupled(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "decoupled-weight-decay",
+    "decoupled weight decay",
+    "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization",
+    strengths=(Strength("weight_decay", USUAL_DECAY, 1e-4, 3.0),),
+    wording="let weight decay {weight_decay:.3g} shrink the weights themselves (AdamW), not pass through the moments",
+)
+def decoupled_weight_decay(finding: Finding | None, m: Measurement) -> list[Fix]:
     o = m.optimizer
     if o.name not in (*COUPLED, "AdamW") or (finding is None and o.decoupled and o.weight_decay > 0):
         return []
-    settings: dict[str, Setting] = {"weight_decay": USUAL_DECAY}
-    return [DECOUPLED.fix(_decoupled_words(settings), finding, settings=settings)]
+    return [decoupled_weight_decay.with_settings(finding, weight_decay=USUAL_DECAY)]
 
 
-def _decoupled_words(s: Settings) -> str:
-    return f"let weight decay {float(s['weight_decay']):.3g} shrink the weights themselves (AdamW), not pass through the moments"
-
-
+@decoupled_weight_decay.applies
 def decouple(treated: TreatedWorkload, p: Fix) -> None:
     """AdamW in place of Adam, with its moments; NAdam and RAdam by their own switch. Biases and gains are left undecayed."""
     old = treated.optimizer
@@ -228,7 +199,12 @@ def decouple(treated: TreatedWorkload, p: Fix) -> None:
     spare_vectors(treated.optimizer)
 
 
-def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "weight-decay-groups",
+    "no weight decay on biases and gains",
+    "He et al. 2019, Bag of Tricks for Image Classification with Convolutional Neural Networks",
+)
+def weight_decay_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     decayed = [x for x in m.parameters if x.trainable and x.groups and x.weight_decay > 0]
     vectors = [x for x in decayed if len(x.shape) <= 1]
     if not vectors:
@@ -236,9 +212,10 @@ def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     text = f"put the {len(vectors)} biases and gains into a group without weight decay"
     layers = tuple(dict.fromkeys(x.layer for x in vectors))
     settings: dict[str, Setting] = {"weight_decay": max(x.weight_decay for x in decayed)}
-    return [GROUPS.fix(text, finding, layers=layers, settings=settings)]
+    return [weight_decay_groups.fix(text, finding, layers=layers, settings=settings)]
 
 
+@weight_decay_groups.applies
 def divide_groups(treated: TreatedWorkload, _: Fix) -> None:
     if not spare_vectors(treated.optimizer):
         raise Inapplicable("no bias or gain is in a group with weight decay")
@@ -260,20 +237,26 @@ def spare_vectors(optimizer: torch.optim.Optimizer) -> int:
     return moved
 
 
-def propose_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing(
+    "weaker-weight-decay",
+    "weaker weight decay",
+    "Wang and Aitchison 2024, How to set AdamW's weight decay as you scale model and dataset size",
+)
+def weaker_weight_decay(finding: Finding | None, m: Measurement) -> list[Fix]:
     """As the rule says it; a penalty in the loss comes to a tenth of the loss."""
     penalty = m.regularization.penalty if m.regularization is not None else None
     if penalty is not None and (finding is None or "penalty" in finding.message):
         divisor = float(f"{penalty.value / max(abs(penalty.data), 1e-12) / 0.1:.1g}")
         text = f"divide the factor of the penalty in the loss by {divisor:g}: it is then a tenth of the loss"
-        return [WEAKER.fix(text, finding, settings={"divisor": divisor})] if divisor > 1 else []
+        return [weaker_weight_decay.fix(text, finding, settings={"divisor": divisor})] if divisor > 1 else []
     strongest = max((x.weight_decay for x in m.parameters), default=m.optimizer.weight_decay)
     if strongest <= 0 or m.optimizer.lr <= 0:
         return []
     decay = gentle_decay(m, strongest)
-    return [WEAKER.fix(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
+    return [weaker_weight_decay.fix(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
 
 
+@weaker_weight_decay.applies
 def weaken(treated: TreatedWorkload, p: Fix) -> None:
     if "divisor" in p.settings:
         weaken_penalty(treated, float(p.settings["divisor"]))
@@ -297,34 +280,13 @@ def weaken_penalty(treated: TreatedWorkload, divisor: float) -> None:
     treated.workload.training_step = weakened
 
 
-DECOUPLED = RemedyDefinition(
-    "decoupled-weight-decay",
-    "decoupled weight decay",
-    "optimizer",
-    "safe",
-    "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization",
-    propose_decoupled,
-    decouple,
-    strengths=(Strength("weight_decay", USUAL_DECAY, 1e-4, 3.0),),
-    wording=_decoupled_words,
+REMEDIES = (
+    adaptive_optimizer,
+    lower_learning_rate,
+    raise_learning_rate,
+    adam_epsilon,
+    lower_momentum,
+    decoupled_weight_decay,
+    weight_decay_groups,
+    weaker_weight_decay,
 )
-GROUPS = RemedyDefinition(
-    "weight-decay-groups",
-    "no weight decay on biases and gains",
-    "optimizer",
-    "safe",
-    "He et al. 2019, Bag of Tricks for Image Classification with Convolutional Neural Networks",
-    propose_groups,
-    divide_groups,
-)
-WEAKER = RemedyDefinition(
-    "weaker-weight-decay",
-    "weaker weight decay",
-    "regularization",
-    "safe",
-    "Wang and Aitchison 2024, How to set AdamW's weight decay as you scale model and dataset size",
-    propose_weaker,
-    weaken,
-)
-
-REMEDIES = (ADAPTIVE, LOWER, RAISE, EPSILON, MOMENTUM, DECOUPLED, GROUPS, WEAKER)

@@ -9,14 +9,18 @@ from gradcheck.remedies.editing.nodes import (
     argument,
     assigned,
     called,
+    calls_in,
     definition,
     dotted,
+    every,
+    names_in,
     remove_argument,
     set_argument,
     set_value,
     statement_of,
+    target_of,
 )
-from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 from gradcheck.remedies.optimizer.settings import MOST_DECAY
 from gradcheck.types.fix import Fix
 
@@ -33,24 +37,26 @@ def adam(p: Fix, context: Context) -> None:
         raise Unwritable(f"{draft.path}:{call.lineno}: not every setting of SGD has its name there")
     if any(own_values(draft, call, name) for name in _SGD_ALONE):
         raise Unwritable(f"{draft.path}:{call.lineno}: groups of the optimizer have settings that only SGD has")
-    if any(called(node) == "CyclicLR" for node in ast.walk(draft.tree)):
+    if calls_in(draft.tree, "CyclicLR"):
         raise Unwritable(f"{draft.path}: a cyclic schedule has rates of its own")
     rate(p, context)
     for name in _SGD_ALONE:
         draft, call = created(context)
         if argument(call, name) is not None:
             remove_argument(draft, call, name)
-    draft, call = created(context)
     strength = number(p, "weight_decay")
-    old, name = draft.source(call.func), "AdamW" if strength else "Adam"
-    draft.replace(
-        call.func, spelled(draft, f"torch.optim.{name}") if isinstance(call.func, ast.Name) else f"{old.removesuffix('SGD')}{name}"
-    )
+    _rename(draft, call.func, "SGD", "AdamW" if strength else "Adam")
     if strength >= MOST_DECAY:
         decay(p, context)
     draft, call = created(context)
     if strength and argument(call, "weight_decay") is None:
         keyword(context, "weight_decay", literal(0.0))  # AdamW has some where it is not told otherwise
+
+
+def _rename(draft: Draft, function: ast.expr, old: str, new: str) -> None:
+    """Another optimizer of torch, spelled like the one that it replaces."""
+    by_name = isinstance(function, ast.Name)
+    draft.replace(function, spelled(draft, f"torch.optim.{new}") if by_name else f"{draft.source(function).removesuffix(old)}{new}")
 
 
 _RATE_POSITION = 1  # of lr, in every optimizer of torch
@@ -65,12 +71,10 @@ def rate(p: Fix, context: Context) -> None:
     groups = own_values(draft, call, "lr")
     if groups and old <= 0:
         raise Unwritable("the groups of the optimizer have rates of their own")
-    for index in range(len(groups)):
-        value = own_values(draft, call, "lr")[index]
+    for value in groups:
         if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
             raise Unwritable(f"{draft.path}:{value.lineno}: the rate of a group is not a number in the source")
         draft.replace(value, literal(value.value * new / old))
-        draft, call = created(context)
     given = argument(call, "lr", _RATE_POSITION)
     if given is not None:
         set_value(draft, given, literal(new))
@@ -80,9 +84,9 @@ def rate(p: Fix, context: Context) -> None:
 
 def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
     """One-cycle schedules go by a highest rate of their own, whatever rate the optimizer is given."""
-    name = named(statement_of(draft, call), call)
-    for node in ast.walk(draft.tree):
-        if called(node) == "OneCycleLR" and isinstance(node, ast.Call) and node.args and name and dotted(node.args[0]) == name:
+    name = named(draft, call)
+    for node in calls_in(draft.tree, "OneCycleLR"):
+        if node.args and name and dotted(node.args[0]) == name:
             given = argument(node, "max_lr", 1)
             if given is None or isinstance(given, (ast.List, ast.Tuple)):
                 raise Unwritable(f"{draft.path}:{node.lineno}: the schedule has a highest rate for each group")
@@ -106,12 +110,11 @@ def decay(p: Fix, context: Context) -> None:
         return
     draft, call = created(context)
     new = number(p, "weight_decay")
-    for index in range(len(own_values(draft, call, "weight_decay"))):
-        value = own_values(draft, call, "weight_decay")[index]
+    own = own_values(draft, call, "weight_decay")
+    for value in own:
         if isinstance(value, ast.Constant) and isinstance(value.value, (int, float)) and value.value > new:
             draft.replace(value, literal(new))
-            draft, call = created(context)
-    if argument(call, "weight_decay") is not None or not own_values(draft, call, "weight_decay"):
+    if argument(call, "weight_decay") is not None or not own:
         keyword(context, "weight_decay", literal(new))
 
 
@@ -119,9 +122,8 @@ def _penalty(p: Fix, context: Context) -> None:
     """Divides the factor of a penalty that is added to the loss by hand."""
     divisor = number(p, "divisor")
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _added(draft, node)):
-                continue
+        terms = (n for n in every(draft.tree, ast.BinOp) if isinstance(n.op, ast.Mult) and _added(draft, n))
+        for node in terms:
             for side in (node.left, node.right):
                 value = definition(draft, side) or side
                 if isinstance(value, ast.Constant) and isinstance(value.value, float):
@@ -141,11 +143,7 @@ def decoupled(p: Fix, context: Context) -> None:
     draft, call = created(context)
     name = called(call)
     if name == "Adam":
-        function = call.func
-        old = draft.source(function)
-        draft.replace(
-            function, spelled(draft, "torch.optim.AdamW") if isinstance(function, ast.Name) else f"{old.removesuffix('Adam')}AdamW"
-        )
+        _rename(draft, call.func, "Adam", "AdamW")
     elif name in ("NAdam", "RAdam"):
         set_argument(draft, call, "decoupled_weight_decay", "True")
     elif name != "AdamW":
@@ -157,18 +155,17 @@ def decoupled(p: Fix, context: Context) -> None:
 def groups(p: Fix, context: Context) -> None:
     """Two groups: weight matrices with the decay, biases and gains without; two for each of those that are there."""
     draft, call = created(context)
-    given = call.args[0] if call.args else argument(call, "params")
-    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
-    if isinstance(listed, (ast.List, ast.Tuple)) and listed.elts and all(isinstance(x, ast.Dict) for x in listed.elts):
-        for index in reversed(range(len(listed.elts))):
-            _halve(context, index)
+    given = argument(call, "params", 0)
+    own = [x for x in _groups(draft, call) if isinstance(x, ast.Dict)]
+    if own and len(own) == len(_groups(draft, call)):
+        for group in own:
+            _halve(draft, group)
         return
     if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
         raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of modules")
     if context.measurement.optimizer.weight_decay <= 0:
         raise Unwritable("the optimizer has no weight decay of its own")
-    taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)} & {"decayed", "spared"}
-    if taken:
+    if taken := names_in(draft.tree) & {"decayed", "spared"}:
         raise Unwritable(f"{draft.path}: the name {min(taken)} is taken")
     owner = draft.source(given.func.value)
     draft.replace(given, '[{"params": decayed}, {"params": spared, "weight_decay": 0.0}]')
@@ -176,17 +173,11 @@ def groups(p: Fix, context: Context) -> None:
         f"decayed = [p for p in {owner}.parameters() if p.ndim >= 2]",
         f"spared = [p for p in {owner}.parameters() if p.ndim < 2]  # biases and gains",
     )
-    insert_before(draft, created(context)[1], "\n".join(lines))
+    insert_before(draft, call, "\n".join(lines))
 
 
-def _halve(context: Context, index: int) -> None:
+def _halve(draft: Draft, group: ast.Dict) -> None:
     """Two groups in place of one that is written as a dictionary."""
-    draft, call = created(context)
-    given = call.args[0] if call.args else argument(call, "params")
-    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
-    assert isinstance(listed, (ast.List, ast.Tuple))
-    group = listed.elts[index]
-    assert isinstance(group, ast.Dict)
     items = {k.value: v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant)}
     params, decay = items.pop("params", None), items.get("weight_decay")
     if isinstance(decay, ast.Constant) and decay.value == 0:
@@ -214,13 +205,10 @@ def ascent(p: Fix, context: Context) -> None:
     raise Unwritable("neither maximize=True nor a negative rate is written where the optimizer is created")
 
 
-def named(statement: ast.stmt, call: ast.Call) -> str | None:
-    """The name that a statement gives to what a call makes."""
-    if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
-        return dotted(statement.targets[0]) or None
-    if isinstance(statement, ast.AnnAssign) and statement.value is call:
-        return dotted(statement.target) or None
-    return None
+def named(draft: Draft, call: ast.Call) -> str:
+    """The name that what a call makes is given; "" where it gets none."""
+    target = target_of(draft, call)
+    return dotted(target) if target is not None else ""
 
 
 def with_name(context: Context, line: str) -> None:
@@ -229,14 +217,12 @@ def with_name(context: Context, line: str) -> None:
     Raises Unwritable where it has no name and gets none.
     """
     draft, call = created(context)
-    made = statement_of(draft, call)
-    name = named(made, call)
-    if name is not None:
+    made, name = statement_of(draft, call), named(draft, call)
+    if name:
         insert_after(draft, made, line.format(name))
     elif isinstance(made, ast.Return) and made.value is call:
         insert_after(draft, made, f"{line.format('optimizer')}\nreturn optimizer")
-        draft, call = created(context)
-        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
+        draft.edit([Edit(draft.span(made)[0], draft.span(call)[0], "optimizer = ")])
     else:
         raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
 
@@ -245,6 +231,19 @@ def created(context: Context) -> tuple[Draft, ast.Call]:
     if not context.measurement.optimizer.given:
         raise Unwritable("the source creates no optimizer: gradcheck assumed one")
     return context.call_at(context.measurement.optimizer.site, "the optimizer")
+
+
+def spelled_there(context: Context, *names: str) -> list[str]:
+    """Names of torch as the file that makes the optimizer spells them."""
+    return [spelled(created(context)[0], name) for name in names]
+
+
+def define(context: Context, name: str, code: str) -> None:
+    """A function or class before the top-level statement that makes the optimizer."""
+    draft, call = created(context)
+    if any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name for n in draft.tree.body):
+        raise Unwritable("the source has it already")
+    insert_definition(draft, call, code)
 
 
 def keyword(context: Context, name: str, value: str) -> None:
@@ -258,18 +257,20 @@ def keyword(context: Context, name: str, value: str) -> None:
 
 def own_values(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
     """The values that parameter groups, written as dictionaries, give to a setting."""
-    given: ast.expr | None = call.args[0] if call.args else argument(call, "params")
-    if isinstance(given, ast.Name):
-        given = assigned(draft, given)
-    if not isinstance(given, (ast.List, ast.Tuple)):
-        return []
     found = []
-    for group in given.elts:
+    for group in _groups(draft, call):
         if isinstance(group, ast.Dict):
             found += [v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant) and k.value == name]
         elif isinstance(group, ast.Call) and called(group) == "dict":
             found += [k.value for k in group.keywords if k.arg == name]
     return found
+
+
+def _groups(draft: Draft, call: ast.Call) -> list[ast.expr]:
+    """The items of the list that the optimizer is given; none where it is given something else."""
+    given = argument(call, "params", 0)
+    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
+    return listed.elts if isinstance(listed, (ast.List, ast.Tuple)) else []
 
 
 WRITERS: dict[str, Writer] = {

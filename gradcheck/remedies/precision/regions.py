@@ -2,12 +2,12 @@
 
 import ast
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import of_loss
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
-from gradcheck.remedies.editing.nodes import assigned, dotted, set_argument
-from gradcheck.remedies.modules.rewriting import expression
+from gradcheck.remedies.editing.nodes import assigned, dotted, every, reads, set_argument
+from gradcheck.remedies.modules.rewriting import IN_TORCH, expression
 from gradcheck.remedies.modules.user_code import edit_all_code
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
@@ -15,15 +15,19 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def propose_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
+@of_loss(
+    "bfloat16", "bfloat16 instead of float16", "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training", applicability="safe"
+)
+def bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For autocast only: weights that are stored in float16 are another matter."""
     computed = any(x.dtype == "float16" for x in m.layers) or any(e.dtype == "float16" for e in m.non_finite)
     stored = any(p.dtype == "float16" for p in m.parameters)
     if finding is None or not computed or stored:
         return []
-    return [BFLOAT16.fix("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
+    return [bfloat16.fix("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
 
 
+@bfloat16.applies
 def compute_in_bfloat16(treated: TreatedWorkload, p: Fix) -> None:
     edit_all_code(treated, in_bfloat16)
 
@@ -32,11 +36,11 @@ def in_bfloat16(tree: ast.FunctionDef) -> ast.FunctionDef | None:
     """Every autocast of a function with dtype=torch.bfloat16, unless another type than float16 is written there."""
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and to_half(n)]
     for call in calls:
-        bfloat16 = expression("__import__('torch').bfloat16")
+        wanted = expression(f"{IN_TORCH}bfloat16")
         if len(call.args) > 1:
-            call.args[1] = bfloat16
+            call.args[1] = wanted
         else:
-            call.keywords = [*(k for k in call.keywords if k.arg != "dtype"), ast.keyword("dtype", bfloat16)]
+            call.keywords = [*(k for k in call.keywords if k.arg != "dtype"), ast.keyword("dtype", wanted)]
     return tree if calls else None
 
 
@@ -59,30 +63,19 @@ def given_dtype(call: ast.Call) -> ast.expr | None:
     return call.args[1] if len(call.args) > 1 else next((k.value for k in call.keywords if k.arg == "dtype"), None)
 
 
-BFLOAT16 = RemedyDefinition(
-    "bfloat16",
-    "bfloat16 instead of float16",
-    "loss",
-    "safe",
-    "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training",
-    propose_bfloat16,
-    compute_in_bfloat16,
-)
-
-REMEDIES = (BFLOAT16,)
+REMEDIES = (bfloat16,)
 
 
 HALF = ("torch.float16", "torch.half")
 
 
-def bfloat16(p: Fix, context: Context) -> None:
+def write_bfloat16(p: Fix, context: Context) -> None:
     """`dtype=torch.float16` of every autocast becomes `dtype=torch.bfloat16`; a type that has a name, where that is defined."""
-    done = False
-    for draft in context.all_drafts():
-        while (call := next((n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and _in_half(draft, n)), None)) is not None:
+    found = [draft for draft in context.all_drafts() if any(_in_half(draft, n) for n in every(draft.tree, ast.Call))]
+    for draft in found:
+        while (call := next((n for n in every(draft.tree, ast.Call) if _in_half(draft, n)), None)) is not None:
             _change(draft, call)
-            done = True
-    if not done:
+    if not found:
         raise Unwritable("no autocast to float16 is written in your files")
 
 
@@ -101,8 +94,7 @@ def _change(draft: Draft, call: ast.Call) -> None:
     if dtype is None:
         set_argument(draft, call, "dtype", new)
         return
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == dotted(dtype) and isinstance(n.ctx, ast.Load)]
-    draft.replace(_defined(draft, dtype) if len(reads) == 1 else dtype, new)
+    draft.replace(_defined(draft, dtype) if len(reads(draft, dotted(dtype))) == 1 else dtype, new)
 
 
-WRITERS: dict[str, Writer] = {"bfloat16": bfloat16}
+WRITERS: dict[str, Writer] = {"bfloat16": write_bfloat16}

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.definition import rebuilding
 from gradcheck.remedies.editing.context import Context, Writer, literal, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
 from gradcheck.remedies.editing.nodes import argument, dotted, remove_item
-from gradcheck.remedies.initialization.recurrent import FORGET_BIAS, remember
+from gradcheck.remedies.initialization.recurrent import forget_bias, remember
 from gradcheck.remedies.initialization.write_values import open_forget_gates
 from gradcheck.remedies.layer_selection import is_tuned, made_with
-from gradcheck.remedies.modules.surgery import like, module_at, rewired, swap
+from gradcheck.remedies.modules.surgery import like, module_at, require_running, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
@@ -29,6 +29,28 @@ FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015
 Shape = tuple[int, ...]
 
 
+@rebuilding(
+    "gated-recurrence",
+    "gated recurrent layers",
+    "Hochreiter and Schmidhuber 1997, Long Short-Term Memory; Gers et al. 2000, Learning to Forget",
+    checkpoint="the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
+)
+def gated_recurrence(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor, as theirs is."""
+    elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
+    named = [x for x in elman if finding is not None and x.name in finding.layers]
+    names = tuple(x.name for x in made_with(m, named or elman) if x.type == "RNN")
+    if not names:
+        return []
+    those = ", ".join(names)
+    words = {
+        "LSTM": f"replace {those} by nn.LSTM with its forget gate's bias at 1: its state is kept until a gate says otherwise",
+        "GRU": f"replace {those} by nn.GRU: its state is kept until a gate says otherwise, and its forward call returns the same",
+    }
+    return [gated_recurrence.fix(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
+
+
+@gated_recurrence.applies
 def gate(treated: TreatedWorkload, fix: Fix) -> None:
     """Each Elman layer becomes an LSTM with open forget gates, or a GRU, of the same sizes and options.
 
@@ -45,7 +67,7 @@ def gate(treated: TreatedWorkload, fix: Fix) -> None:
             _take_groups(treated, old, new)
             swap(treated, name, new)
             if kind == "LSTM" and new.bias:
-                remember(treated, FORGET_BIAS.fix("", layers=(name,), settings={"value": FORGET}))
+                remember(treated, forget_bias.fix("", layers=(name,), settings={"value": FORGET}))
     if _output_shape(treated) != before:
         raise Inapplicable(f"its output changes shape: it uses the state of the layer, which is another one in nn.{kind}")
 
@@ -71,16 +93,8 @@ def _take_groups(treated: TreatedWorkload, old: nn.Module, new: nn.Module) -> No
 
 def _output_shape(treated: TreatedWorkload) -> Shape | None:
     """Of what the model returns in a training step; None where no batch or no call tells. Raises Inapplicable."""
-    if not treated.workload.batches:
-        return None
     shapes: list[Shape | None] = []
-    try:
-        with preserve_rng(), torch.no_grad():
-            twin = treated.copy()
-            twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1])))
-            twin.workload.training_step(twin.model, twin.workload.batches[0])
-    except Exception as error:
-        raise Inapplicable(f"the model does not run with it: {type(error).__name__}: {error}") from error
+    require_running(treated, lambda twin: twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1]))))
     return shapes[0] if shapes else None
 
 
@@ -91,32 +105,7 @@ def _shape(output: object) -> Shape | None:
         return None
 
 
-def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor, as theirs is."""
-    elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
-    named = [x for x in elman if finding is not None and x.name in finding.layers]
-    names = tuple(x.name for x in made_with(m, named or elman) if x.type == "RNN")
-    if not names:
-        return []
-    those = ", ".join(names)
-    words = {
-        "LSTM": f"replace {those} by nn.LSTM with its forget gate's bias at 1: its state is kept until a gate says otherwise",
-        "GRU": f"replace {those} by nn.GRU: its state is kept until a gate says otherwise, and its forward call returns the same",
-    }
-    return [GATED.fix(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
-
-
-GATED = RemedyDefinition(
-    "gated-recurrence",
-    "gated recurrent layers",
-    "architecture",
-    "unsafe",
-    "Hochreiter and Schmidhuber 1997, Long Short-Term Memory; Gers et al. 2000, Learning to Forget",
-    propose,
-    gate,
-    "the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (GATED,)
+REMEDIES = (gated_recurrence,)
 
 
 NONLINEARITY = 3  # its position among the arguments of nn.RNN; nn.LSTM and nn.GRU have no such argument, and the others in that order
@@ -140,12 +129,8 @@ def _replace(context: Context, place: Location, kind: str) -> None:
     if not (name.startswith("torch.nn.") and name.endswith(".RNN")):
         raise Unwritable(f"{place}: no nn.RNN of torch is created there by its name")
     _without_nonlinearity(draft, call, place)
-    if isinstance(call.func, ast.Attribute):
-        function = context.call_at(place)[1].func
-        draft.replace(function, draft.source(function).removesuffix("RNN") + kind)
-    else:
-        spelling = spelled(draft, f"torch.nn.{kind}")
-        draft.replace(context.call_at(place)[1].func, spelling)
+    by_name = isinstance(call.func, ast.Name)
+    draft.replace(call.func, spelled(draft, f"torch.nn.{kind}") if by_name else draft.source(call.func).removesuffix("RNN") + kind)
 
 
 def _without_nonlinearity(draft: Draft, call: ast.Call, place: Location) -> None:

@@ -1,21 +1,29 @@
 """Treatments of training batches that are redrawn at every step; what is drawn is in `draws`."""
 
+import ast
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.data.write_batches import training_loader
+from gradcheck.remedies.definition import RemedyDefinition, Strength, regularizing
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.names import spelled
+from gradcheck.remedies.editing.nodes import Function, argument, calls_in, set_argument
+from gradcheck.remedies.editing.statements import insert_before, insert_definition
+from gradcheck.remedies.modules.user_code import require_target
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.step import apply_loss, as_scalar
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload, input_indices, replaced, target_index, tensor_at
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, input_indices, replaced, target_index, tensor_at
 from gradcheck.workload.workload import Batch
 
 
@@ -26,28 +34,22 @@ def flip(index: int, batch: Batch, generator: torch.Generator) -> Batch:
     return replaced(batch, {index: torch.where(chosen.to(x.device)[:, None, None, None], x.flip(-1), x)})
 
 
-def shift(index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
-    """Moves each image by up to `share` of its height and width; the border is repeated."""
+def move(border: str, index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
+    """A window of each image's size, anywhere in the image with a border that is `share` of its size wide. `border`: a mode of F.pad."""
     x = tensor_at(batch, index)
-    return replaced(batch, {index: _windows(x, round(share * x.shape[2]), round(share * x.shape[3]), "replicate", generator)})
-
-
-def crop(index: int, share: float, batch: Batch, generator: torch.Generator) -> Batch:
-    """A window of the image's size out of the image with a border of zeros, `share` of its size wide."""
-    x = tensor_at(batch, index)
-    return replaced(batch, {index: _windows(x, round(share * x.shape[2]), round(share * x.shape[3]), "constant", generator)})
-
-
-def _windows(x: torch.Tensor, high: int, wide: int, mode: str, generator: torch.Generator) -> torch.Tensor:
-    n, height, width = x.shape[0], x.shape[2], x.shape[3]
-    padded = F.pad(x, (wide, wide, high, high), mode=mode)
+    n, channels, height, width = x.shape
+    high, wide = round(share * height), round(share * width)
+    padded = F.pad(x, (wide, wide, high, high), mode=border)
     top = torch.randint(2 * high + 1, (n,), generator=generator, device="cpu")
     left = torch.randint(2 * wide + 1, (n,), generator=generator, device="cpu")
     rows = (top[:, None] + torch.arange(height, device="cpu"))[:, None, :, None].to(x.device)
     columns = (left[:, None] + torch.arange(width, device="cpu"))[:, None, None, :].to(x.device)
-    samples = torch.arange(n, device=x.device)[:, None, None, None]
-    channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    return padded[samples, channels, rows, columns]
+    sample, channel = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(channels, device=x.device)[None, :, None, None]
+    return replaced(batch, {index: padded[sample, channel, rows, columns]})
+
+
+shift = functools.partial(move, "replicate")  # what leaves the image is filled up with its edge,
+crop = functools.partial(move, "constant")  # or with zeros
 
 
 def noise(index: int, scale: float, batch: Batch, generator: torch.Generator) -> Batch:
@@ -124,157 +126,206 @@ def _one_image(treated: TreatedWorkload, p: Fix) -> int:
     return index
 
 
-def _add(treated: TreatedWorkload, augment: Augment) -> None:
-    treated.augmentations.append(augment)
-
-
-def _proposed(
-    treatment: RemedyDefinition, finding: Finding | None, inputs: Sequence[InputFacts], settings: dict[str, Setting]
-) -> list[Fix]:
+def _proposed(treatment: RemedyDefinition, finding: Finding | None, inputs: Sequence[InputFacts], **settings: Setting) -> list[Fix]:
     """For the first of the inputs; nothing without any."""
-    if not inputs:
-        return []
-    settings = {**settings, "input": inputs[0].name}
-    assert treatment.wording is not None
-    return [treatment.fix(treatment.wording(settings), finding, settings=settings)]
+    return [treatment.with_settings(finding, **settings, input=x.name) for x in inputs[:1]]
 
 
-def _flip_words(_: Settings) -> str:
-    return "mirror half of the images left to right"
+@regularizing(
+    "random-flip",
+    "random flips",
+    "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks",
+    wording="mirror half of the images left to right",
+)
+def random_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _proposed(random_flip, finding, _images(m))
 
 
-def propose_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _proposed(FLIP, finding, _images(m), {})
+random_flip.applies(lambda t, p: t.augmentations.append(functools.partial(flip, _one_image(t, p))))
 
 
-def propose_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _proposed(MOVE, finding, _images(m), {"share": SHIFT})
+@regularizing(
+    "random-shift",
+    "random shifts",
+    "Simard et al. 2003, Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
+    strengths=(Strength("share", SHIFT, 0.02, 0.3, log=False),),
+    wording="shift the images by up to {share:.0%} of their size",
+)
+def random_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _proposed(random_shift, finding, _images(m), share=SHIFT)
 
 
-def _shift_words(s: Settings) -> str:
-    return f"shift the images by up to {float(s['share']):.0%} of their size"
+random_shift.applies(lambda t, p: t.augmentations.append(functools.partial(shift, _one_image(t, p), float(p.settings["share"]))))
 
 
-def propose_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _proposed(CUT, finding, _images(m), {"share": CROP})
+@regularizing(
+    "random-crop",
+    "random crops",
+    "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
+    strengths=(Strength("share", CROP, 0.02, 0.3, log=False),),
+    wording="crop the images at random, after a border of zeros of {share:.1%} of their size",
+)
+def random_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _proposed(random_crop, finding, _images(m), share=CROP)
 
 
-def _crop_words(s: Settings) -> str:
-    return f"crop the images at random, after a border of zeros of {float(s['share']):.1%} of their size"
+random_crop.applies(lambda t, p: t.augmentations.append(functools.partial(crop, _one_image(t, p), float(p.settings["share"]))))
 
 
-def propose_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _proposed(JITTER, finding, _floating(m), {"scale": NOISE})
+@regularizing(
+    "input-noise",
+    "noise on the inputs",
+    "Bishop 1995, Training with Noise is Equivalent to Tikhonov Regularization",
+    strengths=(Strength("scale", NOISE, 0.01, 1.0),),
+    wording="add normal noise of {scale:.2g} standard deviations of each feature to the inputs",
+)
+def input_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _proposed(input_noise, finding, _floating(m), scale=NOISE)
 
 
-def _noise_words(s: Settings) -> str:
-    return f"add normal noise of {float(s['scale']):.2g} standard deviations of each feature to the inputs"
+input_noise.applies(lambda t, p: t.augmentations.append(functools.partial(noise, _one_input(t, p), float(p.settings["scale"]))))
 
 
-def propose_mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing(
+    "mixup",
+    "mixup",
+    "Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization",
+    strengths=(Strength("alpha", ALPHA, 0.05, 2.0),),
+    wording="mix pairs of samples and of their losses, in shares drawn from Beta({alpha:.2g}, {alpha:.2g})",
+)
+def mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
     known = any(c.target_kind in ("classes", "values", "probabilities") for c in m.losses)
-    return _proposed(MIXUP, finding, _floating(m) if known else [], {"alpha": ALPHA})
+    return _proposed(mixup, finding, _floating(m) if known else [], alpha=ALPHA)
 
 
-def _mixup_words(s: Settings) -> str:
-    return f"mix pairs of samples and of their losses, in shares drawn from Beta({float(s['alpha']):.2g}, {float(s['alpha']):.2g})"
-
-
-def mixup(treated: TreatedWorkload, p: Fix) -> None:
-    batch = treated.workload.batches[0]
-    index, target = _one_input(treated, p), target_index(batch, treated.model)
-    if target is None:
-        raise Inapplicable("the target is not a tensor of the batch")
-    if not tensor_at(batch, target).is_floating_point():
+@mixup.applies
+def apply_mixup(treated: TreatedWorkload, p: Fix) -> None:
+    index, target = _one_input(treated, p), require_target(treated)
+    if not tensor_at(treated.workload.batches[0], target).is_floating_point():
         loss = treated.workload.loss
         if loss is None:
             raise Inapplicable("the training step computes its loss itself, of one label for each sample")
         treated.replace_loss(functools.partial(mixed_loss, loss))
-    _add(treated, functools.partial(mix, index, target, float(p.settings["alpha"])))
+    treated.augmentations.append(functools.partial(mix, index, target, float(p.settings["alpha"])))
 
 
-def propose_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing(
+    "token-dropout",
+    "dropped tokens",
+    "Xie et al. 2017, Data Noising as Smoothing in Neural Network Language Models",
+    strengths=(Strength("rate", TOKENS, 0.01, 0.5),),
+    wording="replace {rate:.0%} of the input tokens by random ones of the batch",
+)
+def token_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     tokens = [x for x in m.data.inputs if x.dtype in ("int64", "int32") and len(x.shape) == 2 and x.used_by == "embedding"]
-    return _proposed(TOKEN_DROPOUT, finding, tokens, {"rate": TOKENS})
+    return _proposed(token_dropout, finding, tokens, rate=TOKENS)
 
 
-def _token_words(s: Settings) -> str:
-    return f"replace {float(s['rate']):.0%} of the input tokens by random ones of the batch"
-
-
+@token_dropout.applies
 def drop_some_tokens(treated: TreatedWorkload, p: Fix) -> None:
     batch = treated.workload.batches[0]
     target = target_index(batch, treated.model)
     found = [i for i, t in enumerate(tensors_of(batch)) if i != target and t.dim() == 2 and t.dtype in (torch.int64, torch.int32)]
     if not found:
         raise Inapplicable("the batches have no tokens [samples, length]")
-    _add(treated, functools.partial(drop_tokens, found[0], float(p.settings["rate"])))
+    treated.augmentations.append(functools.partial(drop_tokens, found[0], float(p.settings["rate"])))
 
 
-FLIP = RemedyDefinition(
-    "random-flip",
-    "random flips",
-    "regularization",
-    "safe",
-    "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks",
-    propose_flip,
-    lambda treated, p: _add(treated, functools.partial(flip, _one_image(treated, p))),
-    wording=_flip_words,
-)
-MOVE = RemedyDefinition(
-    "random-shift",
-    "random shifts",
-    "regularization",
-    "safe",
-    "Simard et al. 2003, Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
-    propose_shift,
-    lambda treated, p: _add(treated, functools.partial(shift, _one_image(treated, p), float(p.settings["share"]))),
-    strengths=(Strength("share", SHIFT, 0.02, 0.3, log=False),),
-    wording=_shift_words,
-)
-CUT = RemedyDefinition(
-    "random-crop",
-    "random crops",
-    "regularization",
-    "safe",
-    "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
-    propose_crop,
-    lambda treated, p: _add(treated, functools.partial(crop, _one_image(treated, p), float(p.settings["share"]))),
-    strengths=(Strength("share", CROP, 0.02, 0.3, log=False),),
-    wording=_crop_words,
-)
-JITTER = RemedyDefinition(
-    "input-noise",
-    "noise on the inputs",
-    "regularization",
-    "safe",
-    "Bishop 1995, Training with Noise is Equivalent to Tikhonov Regularization",
-    propose_noise,
-    lambda treated, p: _add(treated, functools.partial(noise, _one_input(treated, p), float(p.settings["scale"]))),
-    strengths=(Strength("scale", NOISE, 0.01, 1.0),),
-    wording=_noise_words,
-)
-MIXUP = RemedyDefinition(
-    "mixup",
-    "mixup",
-    "regularization",
-    "safe",
-    "Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization",
-    propose_mixup,
-    mixup,
-    strengths=(Strength("alpha", ALPHA, 0.05, 2.0),),
-    wording=_mixup_words,
-)
-TOKEN_DROPOUT = RemedyDefinition(
-    "token-dropout",
-    "dropped tokens",
-    "regularization",
-    "safe",
-    "Xie et al. 2017, Data Noising as Smoothing in Neural Network Language Models",
-    propose_tokens,
-    drop_some_tokens,
-    strengths=(Strength("rate", TOKENS, 0.01, 0.5),),
-    wording=_token_words,
-)
+REMEDIES = (random_flip, random_shift, random_crop, input_noise, mixup, token_dropout)
 
-REMEDIES = (FLIP, MOVE, CUT, JITTER, MIXUP, TOKEN_DROPOUT)
+
+NAME = "augmented"  # a collate function of the training loader: it redraws them for every batch
+X, Y = "inputs", "targets"
+
+Code = Callable[[Fix, Context, Draft], str]  # statements about `inputs` and `targets`
+
+
+def _writer(code: Code) -> Writer:
+    def write(p: Fix, context: Context) -> None:
+        draft, loader = training_loader(context)
+        _check(context, draft, loader)
+        text = code(p, context, draft)
+        function = next((n for n in draft.tree.body if isinstance(n, Function) and n.name == NAME), None)
+        if function is not None:
+            insert_before(draft, function.body[-1], text)
+            return
+        set_argument(draft, loader, "collate_fn", NAME)
+        insert_definition(draft, loader, _function(draft, text))
+
+    return write
+
+
+def _function(draft: Draft, text: str) -> str:
+    collate, tensor = (spelled(draft, f"torch.{x}") for x in ("utils.data.default_collate", "Tensor"))
+    body = "".join(f"    {line}\n" for line in text.split("\n"))
+    return f'''
+def {NAME}(samples: list[tuple[{tensor}, {tensor}]]) -> tuple[{tensor}, {tensor}]:
+    """A training batch, with what is redrawn for each."""
+    {X}, {Y} = {collate}(samples)
+{body}    return {X}, {Y}
+'''
+
+
+def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
+    given = argument(loader, "collate_fn")
+    if given is not None and draft.source(given) != NAME:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a collate function of its own")
+    if argument(loader, "batch_size", 1) is None and argument(loader, "batch_sampler") is None:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader makes no batches")
+    datasets = calls_in(draft.tree, "TensorDataset")
+    if any(len(n.args) != 2 for n in datasets) or [x.name for x in context.measurement.data.inputs] != ["0"]:
+        raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
+
+
+def _write_flip(p: Fix, context: Context, draft: Draft) -> str:
+    rand = spelled(draft, "torch.rand")
+    return f"flipped = {rand}(len({X})) < 0.5\n{X}[flipped] = {X}[flipped].flip(-1)"
+
+
+def _write_windows(mode: str, p: Fix, context: Context, draft: Draft) -> str:
+    """A window of the image's size out of the padded image, anywhere."""
+    sizes = context.measurement.data.inputs[0].shape[2:]
+    if len(sizes) != 2:
+        raise Unwritable("the input is not a batch of images")
+    high, wide = (round(number(p, "share") * size) for size in sizes)
+    if not high or not wide:
+        raise Unwritable("the images are too small to be shifted")
+    pad, randint, stack = (spelled(draft, f"torch.{x}") for x in ("nn.functional.pad", "randint", "stack"))
+    return (
+        f"height, width = {X}.shape[-2:]\n"
+        f"padded = {pad}({X}, ({wide}, {wide}, {high}, {high}){mode})\n"
+        f"corners = zip({randint}({2 * high + 1}, (len({X}),)), {randint}({2 * wide + 1}, (len({X}),)), strict=True)\n"
+        f"{X} = {stack}([x[:, i : i + height, j : j + width] for x, (i, j) in zip(padded, corners, strict=True)])"
+    )
+
+
+def _write_noise(p: Fix, context: Context, draft: Draft) -> str:
+    normal = spelled(draft, "torch.randn_like")
+    return f"{X} = {X} + {literal(number(p, 'scale'))} * {X}.std(0, correction=0) * {normal}({X})"
+
+
+def _write_mixup(p: Fix, context: Context, draft: Draft) -> str:
+    if any(c.target_kind != "values" for c in context.measurement.losses):
+        raise Unwritable("the targets are class numbers: the loop has to take the loss for both of those that are mixed")
+    alpha = literal(number(p, "alpha"))
+    beta, order = spelled(draft, "torch.distributions.Beta"), spelled(draft, "torch.randperm")
+    mixed = "\n".join(f"{t} = share * {t} + (1 - share) * {t}[order]" for t in (X, Y))
+    return f"share, order = {beta}({alpha}, {alpha}).sample(), {order}(len({X}))\n{mixed}"
+
+
+def _write_tokens(p: Fix, context: Context, draft: Draft) -> str:
+    randint, where, rand = (spelled(draft, f"torch.{x}") for x in ("randint", "where", "rand"))
+    return (
+        f"others = {X}.flatten()[{randint}({X}.numel(), {X}.shape)]\n"
+        f"{X} = {where}({rand}({X}.shape) < {literal(number(p, 'rate'))}, others, {X})"
+    )
+
+
+WRITERS: dict[str, Writer] = {
+    "random-flip": _writer(_write_flip),
+    "random-shift": _writer(functools.partial(_write_windows, ', mode="replicate"')),
+    "random-crop": _writer(functools.partial(_write_windows, "")),
+    "input-noise": _writer(_write_noise),
+    "mixup": _writer(_write_mixup),
+    "token-dropout": _writer(_write_tokens),
+}

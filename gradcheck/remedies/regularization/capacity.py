@@ -4,17 +4,15 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from gradcheck.measure.checks.without_regularization import void
-from gradcheck.remedies.definition import RemedyDefinition, Settings
+from gradcheck.remedies.definition import optimizing, rebuilding
 from gradcheck.remedies.layer_selection import is_tuned
-from gradcheck.remedies.modules.surgery import rewired, swap
+from gradcheck.remedies.modules.surgery import require_running, rewired, swap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.step import first_tensor
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, joined
 
@@ -23,18 +21,21 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
+@rebuilding(
+    "smaller-network",
+    "a smaller network",
+    "Hastie et al. 2009, The Elements of Statistical Learning, section 7.3",
+    checkpoint="shapes of nearly all parameters change: checkpoints do not load",
+    wording="make every hidden layer {width:.2g} times as wide",
+)
+def smaller_network(finding: Finding | None, m: Measurement) -> list[Fix]:
     weighted = [x for x in m.layers if x.kind in ("linear", "conv")]
     if len(weighted) < 2 or is_tuned(m):
         return []
-    settings: dict[str, Setting] = {"width": WIDTH}
-    return [SMALLER.fix(_width_words(settings), finding, settings=settings)]
+    return [smaller_network.with_settings(finding, width=WIDTH)]
 
 
-def _width_words(s: Settings) -> str:
-    return f"make every hidden layer {float(s['width']):.2g} times as wide"
-
-
+@smaller_network.applies
 def narrow(treated: TreatedWorkload, p: Fix) -> None:
     """Removes units of every hidden layer; the remaining weights are scaled so that outputs keep their variance.
 
@@ -53,18 +54,16 @@ def narrow(treated: TreatedWorkload, p: Fix) -> None:
 
 def _trial_run(treated: TreatedWorkload) -> tuple[tuple[int, ...], list[str]]:
     """Shape of what the model returns in a training step, and its linear and convolution layers in order of their first call."""
-    twin = treated.copy()
     shapes: list[tuple[int, ...]] = []
     called: dict[str, None] = {}
-    twin.model.register_forward_hook(lambda *a: shapes.append(tuple(first_tensor(a[-1]).shape)))
-    for name, module in twin.model.named_modules():
-        if isinstance(module, Weighted):
-            module.register_forward_hook(lambda *_, name=name: void(called.setdefault(name)))
-    try:
-        with preserve_rng(), torch.no_grad():
-            twin.workload.training_step(twin.model, twin.workload.batches[0])
-    except Exception as error:
-        raise Inapplicable(f"the model does not run with it: {type(error).__name__}: {error}") from error
+
+    def watch(twin: TreatedWorkload) -> None:
+        twin.model.register_forward_hook(lambda *a: shapes.append(tuple(first_tensor(a[-1]).shape)))
+        for name, module in twin.model.named_modules():
+            if isinstance(module, Weighted):
+                module.register_forward_hook(lambda *_, name=name: void(called.setdefault(name)))
+
+    require_running(treated, watch)
     return (shapes[0] if shapes else ()), list(called)
 
 
@@ -133,12 +132,19 @@ _MAKERS: tuple[tuple[Any, Callable[..., nn.Module]], ...] = (
 # -------------------------------------------------------------------------------------- depth
 
 
-def propose_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
+@rebuilding(
+    "shallower-network",
+    "a shallower network",
+    "Huang et al. 2016, Deep Networks with Stochastic Depth",
+    checkpoint="blocks are left out and the others renumbered: checkpoints do not load",
+)
+def shallower_network(finding: Finding | None, m: Measurement) -> list[Fix]:
     if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or is_tuned(m):
         return []
-    return [SHALLOWER.fix("leave out every second of the blocks that repeat", finding)]
+    return [shallower_network.fix("leave out every second of the blocks that repeat", finding)]
 
 
+@shallower_network.applies
 def drop_blocks(treated: TreatedWorkload, _: Fix) -> None:
     """Of each row of equal blocks in an nn.Sequential or nn.ModuleList, every second one. Raises Inapplicable where nothing repeats."""
     before = _trial_run(treated)[0]
@@ -181,52 +187,22 @@ def _thinned(signatures: list[tuple[Any, ...]]) -> list[int]:
 # ----------------------------------------------------------------------------- larger batches
 
 
-def propose_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
+@optimizing(
+    "larger-batch",
+    "larger batches",
+    "McCandlish et al. 2018, An Empirical Model of Large-Batch Training",
+    wording="take one step for {batches} batches together: larger batches, or accumulated gradients",
+)
+def larger_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     count = min(BATCHES, m.data.batches)
-    settings: dict[str, Setting] = {"batches": count}
-    return [LARGER.fix(_batch_words(settings), finding, settings=settings)] if count > 1 else []
+    return [larger_batch.with_settings(finding, batches=count)] if count > 1 else []
 
 
-def _batch_words(s: Settings) -> str:
-    return f"take one step for {s['batches']} batches together: larger batches, or accumulated gradients"
-
-
+@larger_batch.applies
 def enlarge(treated: TreatedWorkload, p: Fix) -> None:
     """Joins so many batches to one. What is left over at the end is joined too."""
     batches, count = list(treated.workload.batches), int(p.settings["batches"])
     treated.workload.batches = [joined(batches[i : i + count]) for i in range(0, len(batches), count)]
 
 
-SMALLER = RemedyDefinition(
-    "smaller-network",
-    "a smaller network",
-    "architecture",
-    "unsafe",
-    "Hastie et al. 2009, The Elements of Statistical Learning, section 7.3",
-    propose_smaller,
-    narrow,
-    "shapes of nearly all parameters change: checkpoints do not load",
-    wording=_width_words,
-)
-SHALLOWER = RemedyDefinition(
-    "shallower-network",
-    "a shallower network",
-    "architecture",
-    "unsafe",
-    "Huang et al. 2016, Deep Networks with Stochastic Depth",
-    propose_shallower,
-    drop_blocks,
-    "blocks are left out and the others renumbered: checkpoints do not load",
-)
-LARGER = RemedyDefinition(
-    "larger-batch",
-    "larger batches",
-    "optimizer",
-    "safe",
-    "McCandlish et al. 2018, An Empirical Model of Large-Batch Training",
-    propose_batch,
-    enlarge,
-    wording=_batch_words,
-)
-
-REMEDIES = (SMALLER, SHALLOWER, LARGER)
+REMEDIES = (smaller_network, shallower_network, larger_batch)

@@ -4,18 +4,19 @@ import ast
 import functools
 import types
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from gradcheck.analysis.layer_groups import hidden_activations
 from gradcheck.measure.checks.without_regularization import RATES
 from gradcheck.remedies.activation.hidden import placed, places, sites_of
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.definition import Settings, Strength, regularizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
-from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import argument, bindings, called, class_of, definition, is_literal, set_argument
-from gradcheck.remedies.editing.placing import New, put_behind
+from gradcheck.remedies.editing.nodes import argument, called, class_of, definition, is_literal, reads, set_argument, values
+from gradcheck.remedies.editing.placing import New, put_behind, wrap
 from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.loss import write_loss
 from gradcheck.remedies.modules.rewriting import rewrite, rewrite_method, torch_function
@@ -32,35 +33,38 @@ DROPPED = 0.2
 MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)
 
 
-def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+def _words(s: Settings) -> str:
+    form = "drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else "set the rate of dropout to {rate:.2g}"
+    return form.format_map(s)
+
+
+@regularizing(
+    "dropout",
+    "dropout",
+    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    applicability="unsafe",
+    strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
+    wording=_words,
+)
+def dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Another rate for the dropouts that there are; else dropout after the activations between the layers."""
     present = m.regularization.dropouts if m.regularization is not None else ()
     if present:
         chosen = [d for d in present if not d.attention] or list(present)
-        settings: dict[str, Setting] = {"rate": DROPPED if chosen[0].rate < DROPPED else min(0.5, chosen[0].rate + 0.2), "insert": False}
-        settings |= places_of(chosen)
+        rate = DROPPED if chosen[0].rate < DROPPED else min(0.5, chosen[0].rate + 0.2)
         layers = tuple(d.layer for d in chosen)
-        return [DROPOUT.fix(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
+        return [replace(dropout.with_settings(finding, layers, rate=rate, insert=False, **places_of(chosen)), applicability="safe")]
     found = hidden_activations(m, [x.function for x in m.of_kind("activation") if x.function])
-    if not found:
-        return []
-    settings = {"rate": DROPPED, "insert": True}
-    if sites := places(found):
-        settings["sites"] = sites
-    return [DROPOUT.fix(_dropout_words(settings), finding, layers=tuple(x.name for x in found), settings=settings)]
+    layers = tuple(x.name for x in found)
+    return [dropout.with_settings(finding, layers, rate=DROPPED, insert=True, **places(found))] if found else []
 
 
 def places_of(dropouts: Sequence[Dropout]) -> dict[str, Setting]:
     """Where the functional ones are called."""
-    text = placed([(d.layer, d.site) for d in dropouts])
-    return {"sites": text} if text else {}
+    return placed((d.layer, d.site) for d in dropouts)
 
 
-def _dropout_words(s: Settings) -> str:
-    rate = float(s["rate"])
-    return f"drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else f"set the rate of dropout to {rate:.2g}"
-
-
+@dropout.applies
 def drop(treated: TreatedWorkload, p: Fix) -> None:
     rate = float(p.settings["rate"])
     if not p.settings["insert"]:
@@ -121,7 +125,10 @@ def set_dropout(treated: TreatedWorkload, name: str, rate: float, p: Fix) -> Non
         rewrite_method(treated, sites_of(p).get(name, p.location), _AtRate(rate).visit)
 
 
-def propose_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing(
+    "lower-dropout", "weaker dropout", "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting"
+)
+def lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """What a finding names; without one what drops more than so many in a row should: deep signals drown in its noise
     (Schoenholz et al. 2017, Deep Information Propagation)."""
     present = [d for d in m.regularization.dropouts if d.rate > 0] if m.regularization is not None else []
@@ -133,7 +140,7 @@ def propose_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"rate": rate, **places_of(named)}
     layers = tuple(d.layer for d in named)
     text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {rate:g}"
-    return [LOWER_DROPOUT.fix(text, finding, layers=layers, settings=settings)]
+    return [lower_dropout.fix(text, finding, layers=layers, settings=settings)]
 
 
 def _in_a_row(count: int) -> float:
@@ -141,33 +148,13 @@ def _in_a_row(count: int) -> float:
     return float(f"{1 - (1 - DROPPED) ** min(1.0, MOST_IN_A_ROW / count):.2g}")
 
 
-def lower_dropout(treated: TreatedWorkload, p: Fix) -> None:
+@lower_dropout.applies
+def apply_lower_dropout(treated: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
         set_dropout(treated, name, float(p.settings["rate"]), p)
 
 
-DROPOUT = RemedyDefinition(
-    "dropout",
-    "dropout",
-    "regularization",
-    "unsafe",
-    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
-    propose_dropout,
-    drop,
-    strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
-    wording=_dropout_words,
-)
-LOWER_DROPOUT = RemedyDefinition(
-    "lower-dropout",
-    "weaker dropout",
-    "regularization",
-    "safe",
-    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
-    propose_lower_dropout,
-    lower_dropout,
-)
-
-REMEDIES = (DROPOUT, LOWER_DROPOUT)
+REMEDIES = (dropout, lower_dropout)
 
 
 # Layers of torch that take the rate of the dropouts inside them.
@@ -218,15 +205,12 @@ def _shared(draft: Draft, given: ast.expr) -> ast.expr | None:
     """The number behind a name that only dropouts read."""
     if not isinstance(given, ast.Name):
         return definition(draft, given)
-    reads = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and n.id == given.id and isinstance(n.ctx, ast.Load)]
-    values = [v for n in ast.walk(draft.tree) for name, v in bindings(n) if name == given.id]
-    only = all("dropout" in called(draft.parent(n) or n).lower() for n in reads)
-    if only and len(values) == 1 and is_literal(values[0]):
-        return values[0]
-    return definition(draft, given)
+    found = values(draft, given.id)
+    only = all("dropout" in called(draft.parent(n) or n).lower() for n in reads(draft, given.id))
+    return found[0] if only and len(found) == 1 and is_literal(found[0]) else definition(draft, given)
 
 
-def dropout(p: Fix, context: Context) -> None:
+def write_new_dropout(p: Fix, context: Context) -> None:
     """Another rate; or dropout after activations."""
     if not p.settings.get("insert", True):
         write_dropout(p, context)
@@ -238,10 +222,7 @@ def dropout(p: Fix, context: Context) -> None:
         draft, call = context.call_at(place)
         if class_of(draft, call) is None:
             raise Unwritable(f"{place}: it is not in a module of yours")
-        name = spelled(draft, "torch.nn.functional.dropout")
-        draft, call = context.call_at(place)
-        start, end = draft.span(call)
-        draft.edit([Edit(start, start, f"{name}("), Edit(end, end, f", {rate}, self.training)")])
+        wrap(draft, call, f"{spelled(draft, 'torch.nn.functional.dropout')}(", f", {rate}, self.training)")
     if modules:
         put_behind(context, modules, New(lambda draft, _: f"{spelled(draft, 'torch.nn.Dropout')}({rate})", "dropout"))
 
@@ -263,9 +244,4 @@ def ridge(p: Fix, context: Context) -> None:
     write_settings.keyword(context, "weight_decay", literal(facts.weight_decay + number(p, "weight_decay"), 2))
 
 
-WRITERS: dict[str, Writer] = {
-    "lower-dropout": write_dropout,
-    "dropout": dropout,
-    "less-regularization": less,
-    "l2": ridge,
-}
+WRITERS: dict[str, Writer] = {"lower-dropout": write_dropout, "dropout": write_new_dropout, "less-regularization": less, "l2": ridge}

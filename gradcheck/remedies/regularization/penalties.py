@@ -8,11 +8,14 @@ import math
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
-from gradcheck.remedies.loss.label_smoothing import set_smoothing
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength, regularizing
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Unwritable
+from gradcheck.remedies.loss.form import set_smoothing
 from gradcheck.remedies.modules.hooks import PenaltyHook, Proximal
 from gradcheck.remedies.optimizer.settings import spare_vectors, weaken_penalty
-from gradcheck.remedies.regularization.dropout import lower_dropout, places_of
+from gradcheck.remedies.optimizer.write_settings import define, spelled_there, with_name
+from gradcheck.remedies.regularization.dropout import apply_lower_dropout, places_of
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
@@ -53,38 +56,43 @@ def _only_decay(s: Settings) -> dict[str, Setting]:
 
 def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measurement, **settings: Setting) -> list[Fix]:
     unit = units(m)
-    if unit is None:
-        return []
-    derived = treatment.derive({**settings, "unit_l1": unit[0], "unit_l2": unit[1]})
-    assert treatment.wording is not None
-    return [treatment.fix(treatment.wording(derived), finding, settings=derived)]
+    return [treatment.with_settings(finding, **settings, unit_l1=unit[0], unit_l2=unit[1])] if unit is not None else []
 
 
-def propose_l1(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _penalty(L1, finding, m, strength=L1_STRENGTH, l1_ratio=1.0)
+@regularizing(
+    "l1",
+    "L1 penalty",
+    "Tibshirani 1996, Regression Shrinkage and Selection via the Lasso; Parikh and Boyd 2014, Proximal Algorithms",
+    strengths=(Strength("strength", L1_STRENGTH, 0.01, 10.0),),
+    derive=_with_penalties,
+    wording="add an L1 penalty of {l1:.2g} ||w||_1, {strength:.2g} of the loss at the start, by soft thresholding",
+)
+def l1(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(l1, finding, m, strength=L1_STRENGTH, l1_ratio=1.0)
 
 
-def propose_l2(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _penalty(L2, finding, m, strength=L2_STRENGTH)
+@regularizing(
+    "l2",
+    "L2 penalty",
+    "Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization",
+    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0),),
+    derive=_only_decay,
+    wording="add an L2 penalty of {weight_decay:.2g} ||w||^2 / 2, {strength:.2g} of the loss at the start",
+)
+def l2(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(l2, finding, m, strength=L2_STRENGTH)
 
 
-def propose_elastic(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _penalty(ELASTIC, finding, m, strength=L2_STRENGTH, l1_ratio=MIXTURE)
-
-
-def _l1_words(s: Settings) -> str:
-    return f"add an L1 penalty of {float(s['l1']):.2g} ||w||_1, {float(s['strength']):.2g} of the loss at the start, by soft thresholding"
-
-
-def _l2_words(s: Settings) -> str:
-    return f"add an L2 penalty of {float(s['weight_decay']):.2g} ||w||^2 / 2, {float(s['strength']):.2g} of the loss at the start"
-
-
-def _elastic_words(s: Settings) -> str:
-    return (
-        f"add a penalty of {float(s['l1']):.2g} ||w||_1 + {float(s['l2']):.2g} ||w||^2 / 2, "
-        f"{float(s['strength']):.2g} of the loss at the start, by a proximal step"
-    )
+@regularizing(
+    "elastic-net",
+    "Elastic Net penalty",
+    "Zou and Hastie 2005, Regularization and Variable Selection via the Elastic Net",
+    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0), Strength("l1_ratio", MIXTURE, 0.0, 1.0, log=False)),
+    derive=_with_penalties,
+    wording="add a penalty of {l1:.2g} ||w||_1 + {l2:.2g} ||w||^2 / 2, {strength:.2g} of the loss at the start, by a proximal step",
+)
+def elastic_net(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(elastic_net, finding, m, strength=L2_STRENGTH, l1_ratio=MIXTURE)
 
 
 def tables(model: nn.Module) -> list[nn.Parameter]:
@@ -92,11 +100,14 @@ def tables(model: nn.Module) -> list[nn.Parameter]:
     return [x.weight for x in model.modules() if isinstance(x, nn.Embedding | nn.EmbeddingBag) and isinstance(x.weight, nn.Parameter)]
 
 
+@l1.applies
+@elastic_net.applies
 def add_proximal(treated: TreatedWorkload, p: Fix) -> None:
     """Soft thresholding after each step; the optimizer's own weight decay stays."""
     Proximal(float(p.settings["l1"]), float(p.settings["l2"]), tables(treated.model)).attach(treated.optimizer)
 
 
+@l2.applies
 def add_penalty(treated: TreatedWorkload, p: Fix) -> None:
     """Weight decay of the optimizer where that is an L2 penalty; else the penalty's gradient, added before each step."""
     decay, optimizer = float(p.settings["weight_decay"]), treated.optimizer
@@ -109,50 +120,12 @@ def add_penalty(treated: TreatedWorkload, p: Fix) -> None:
     spare_vectors(optimizer)
 
 
-L1 = RemedyDefinition(
-    "l1",
-    "L1 penalty",
-    "regularization",
-    "safe",
-    "Tibshirani 1996, Regression Shrinkage and Selection via the Lasso; Parikh and Boyd 2014, Proximal Algorithms",
-    propose_l1,
-    add_proximal,
-    strengths=(Strength("strength", L1_STRENGTH, 0.01, 10.0),),
-    derive=_with_penalties,
-    wording=_l1_words,
-)
-
-
-L2 = RemedyDefinition(
-    "l2",
-    "L2 penalty",
-    "regularization",
-    "safe",
-    "Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization",
-    propose_l2,
-    add_penalty,
-    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0),),
-    derive=_only_decay,
-    wording=_l2_words,
-)
-ELASTIC = RemedyDefinition(
-    "elastic-net",
-    "Elastic Net penalty",
-    "regularization",
-    "safe",
-    "Zou and Hastie 2005, Regularization and Variable Selection via the Elastic Net",
-    propose_elastic,
-    add_proximal,
-    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0), Strength("l1_ratio", MIXTURE, 0.0, 1.0, log=False)),
-    derive=_with_penalties,
-    wording=_elastic_words,
-)
-
 LOW_DROPPED = 0.1
 WEAK_DECAY, WEAK_SMOOTHING, WEAK_PENALTY = 1e-4, 0.05, 0.1
 
 
-def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing("less-regularization", "less regularization", "Goodfellow et al. 2016, Deep Learning, chapter 11")
+def less_regularization(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Weakens all strong regularization at once: none of it alone was to blame."""
     r = m.regularization
     if r is None or finding is None:
@@ -172,9 +145,10 @@ def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
     texts = [f"set {word} to {settings[key]:g}" for key, word in words.items() if key in settings]
     texts += [f"divide the penalty by {settings['divisor']:g}"] if "divisor" in settings else []
     settings |= places_of(r.dropouts)
-    return [LESS.fix(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
+    return [less_regularization.fix(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
 
 
+@less_regularization.applies
 def regularise_less(treated: TreatedWorkload, p: Fix) -> None:
     if "weight_decay" in p.settings:
         for group in treated.optimizer.param_groups:
@@ -184,36 +158,59 @@ def regularise_less(treated: TreatedWorkload, p: Fix) -> None:
     if "divisor" in p.settings:
         weaken_penalty(treated, float(p.settings["divisor"]))
     if "rate" in p.settings:
-        lower_dropout(treated, p)
+        apply_lower_dropout(treated, p)
 
 
-def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
+@regularizing("early-stopping", "early stopping", "Prechelt 1998, Early Stopping, But When?")
+def early_stopping(finding: Finding | None, m: Measurement) -> list[Fix]:
     v = m.validation
     when = f" after about {v.lowest_step} steps" if v is not None and v.lowest_step else " where the validation loss is lowest"
-    return [STOP.fix(f"stop{when}, and keep those weights", finding)]
+    return [early_stopping.fix(f"stop{when}, and keep those weights", finding)]
 
 
+@early_stopping.applies
 def stop_early(treated: TreatedWorkload, p: Fix) -> None:
     """Nothing about the copy changes: the trial keeps the best validation step of one that this was applied to."""
 
 
-LESS = RemedyDefinition(
-    "less-regularization",
-    "less regularization",
-    "regularization",
-    "safe",
-    "Goodfellow et al. 2016, Deep Learning, chapter 11",
-    propose_less,
-    regularise_less,
-)
-STOP = RemedyDefinition(
-    "early-stopping",
-    "early stopping",
-    "regularization",
-    "safe",
-    "Prechelt 1998, Early Stopping, But When?",
-    propose_stop,
-    stop_early,
-)
+REMEDIES = (l1, l2, elastic_net, less_regularization, early_stopping)
 
-REMEDIES = (L1, L2, ELASTIC, LESS, STOP)
+
+SHRINK = "shrink_weights"
+
+
+def proximal(p: Fix, context: Context) -> None:
+    """Soft thresholding after each step."""
+    code = _shrinking(context, number(p, "l1"), number(p, "l2", 0.0))
+    with_name(context, f"{{0}}.register_step_post_hook({SHRINK})")
+    define(context, SHRINK, code)
+
+
+def _shrinking(context: Context, l1: float, l2: float) -> str:
+    kind, no_grad = spelled_there(context, "torch.optim.Optimizer", "torch.no_grad")
+    optimizer = context.measurement.optimizer.name
+    if optimizer.startswith(("Adam", "NAdam", "RAdam")):
+        rate = (
+            "state = optimizer.state[p]\n"
+            '                second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))\n'
+            '                rate = group["lr"] / (second.sqrt() + group["eps"])'
+        )
+    elif optimizer == "SGD":
+        rate = 'rate = group["lr"] * (1 - group["dampening"]) / (1 - group["momentum"])'
+    else:
+        raise Unwritable(f"no proximal step is known for {optimizer}")
+    divisor = f" / (1 + rate * {literal(l2, 2)})" if l2 else ""
+    penalty = f"{literal(l1, 2)} * ||w||_1" + (f" + {literal(l2, 2)} / 2 * ||w||^2" if l2 else "")
+    return f'''
+@{no_grad}()
+def {SHRINK}(optimizer: {kind}, *_: object) -> None:
+    """The proximal step of the penalty {penalty} on weight matrices; small weights become exactly 0."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.ndim >= 2 and p.grad is not None:
+                {rate}
+                p.copy_(p.sign() * (p.abs() - rate * {literal(l1, 2)}).clamp_min(0){divisor})
+'''
+
+
+WRITERS: dict[str, Writer] = {"l1": proximal, "elastic-net": proximal}

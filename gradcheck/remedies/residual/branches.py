@@ -9,16 +9,14 @@ from torch import nn
 
 from gradcheck.analysis.activations import DYING, SCALING, SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import in_order, parameters_by_name, usual_activation
-from gradcheck.analysis.wording import number
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import body_layers, is_tuned, several
-from gradcheck.remedies.modules.surgery import module_at, rewired, wrap
+from gradcheck.analysis.wording import counted, number
+from gradcheck.remedies.definition import initial, rebuilding
+from gradcheck.remedies.layer_selection import body_layers, is_tuned
+from gradcheck.remedies.modules.surgery import module_at, require_running, rewired, wrap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 ENDING = ("linear", "conv", "norm")
@@ -40,7 +38,28 @@ class Residual(nn.Module):
 # ------------------------------------------------------------------------------ add-residual
 
 
-def add_residual(treated: TreatedWorkload, fix: Fix) -> None:
+@rebuilding(
+    "add-residual",
+    "residual connections around the blocks",
+    "He et al. 2016, Deep Residual Learning; De and Smith 2020, Batch Normalization Biases Residual Blocks",
+    checkpoint="keys change: the weights of a block move to `<block>.block`; checkpoints of the old architecture do not fit",
+)
+def add_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Around each block of a stack of alike ones; where there are no blocks, around each layer that keeps its width."""
+    if any(x.residual for x in m.of_kind("linear", "conv", "norm", "container")):
+        return []
+    blocks = list(_alike_blocks(m))
+    if not blocks and usual_activation(body_layers(m)) not in SIGMOID_LIKE:
+        blocks = _square_layers(m)
+    if len(blocks) < 2:
+        return []
+    scale = len(blocks) ** -0.5
+    text = f"add its input to the output of {counted(len(blocks), 'block')}, each scaled by {number(scale)} = 1 / sqrt({len(blocks)})"
+    return [add_residual.fix(text, finding, layers=tuple(blocks), settings={"scale": round(scale, 4)})]
+
+
+@add_residual.applies
+def apply_add_residual(treated: TreatedWorkload, fix: Fix) -> None:
     """Wraps blocks whose output has the shape of their input; the others stay. Raises Inapplicable when fewer than two have."""
     scale = float(fix.settings.get("scale", 1.0))
     fitting = [name for name in fix.layers if name in _shape_keeping(treated, fix.layers)]
@@ -63,26 +82,8 @@ def _shape_keeping(treated: TreatedWorkload, names: Sequence[str]) -> set[str]:
 
         module.register_forward_hook(hook, with_kwargs=True)
 
-    with preserve_rng(), torch.no_grad():
-        twin = treated.copy()
-        for name in names:
-            watch(name, module_at(twin, name))
-        twin.workload.training_step(twin.model, twin.workload.batches[0])
+    require_running(treated, lambda twin: [watch(name, module_at(twin, name)) for name in names])
     return {name for name in names if kept[name] and name in seen}
-
-
-def propose_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """Around each block of a stack of alike ones; where there are no blocks, around each layer that keeps its width."""
-    if any(x.residual for x in m.of_kind("linear", "conv", "norm", "container")):
-        return []
-    blocks = list(_alike_blocks(m))
-    if not blocks and usual_activation(body_layers(m)) not in SIGMOID_LIKE:
-        blocks = _square_layers(m)
-    if len(blocks) < 2:
-        return []
-    scale = len(blocks) ** -0.5
-    text = f"add its input to the output of {several(len(blocks), 'block')}, each scaled by {number(scale)} = 1 / sqrt({len(blocks)})"
-    return [ADD_RESIDUAL.fix(text, finding, layers=tuple(blocks), settings={"scale": round(scale, 4)})]
 
 
 def _alike_blocks(m: Measurement) -> Iterator[str]:
@@ -117,11 +118,40 @@ def _square_layers(m: Measurement) -> list[str]:
 # ---------------------------------------------------------------------------- branches there are
 
 
+@initial(
+    "residual-scaling",
+    "smaller residual branches",
+    "Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; Zhang et al. 2019, Fixup",
+)
+def residual_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
+    ends = [x.name for x, _ in branch_ends(m)]
+    if is_tuned(m) or len(ends) < 2:
+        return []
+    scale = len(ends) ** -0.5
+    text = f"multiply the last weights of each of the {len(ends)} residual branches by {number(scale)} = 1 / sqrt({len(ends)})"
+    return [residual_scaling.fix(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
+
+
+@residual_scaling.applies
 def scale_branches(treated: TreatedWorkload, fix: Fix) -> None:
     """Multiplies the last weights of each branch, and their biases."""
     _multiply(treated, fix, float(fix.settings["scale"]))
 
 
+@initial(
+    "zero-branch-init",
+    "residual branches that start at zero",
+    "Zhang et al. 2019, Fixup Initialization; Goyal et al. 2017, Accurate, Large Minibatch SGD, section 5.1",
+)
+def zero_branch_init(finding: Finding | None, m: Measurement) -> list[Fix]:
+    ends = branch_ends(m)
+    if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
+        return []  # after a zero a ReLU passes no gradient: such a branch would never start to learn
+    text = f"start the last weights of each of the {len(ends)} residual branches at zero"
+    return [zero_branch_init.fix(text, finding, layers=tuple(x.name for x, _ in ends))]
+
+
+@zero_branch_init.applies
 def zero_branches(treated: TreatedWorkload, fix: Fix) -> None:
     """Starts each branch at zero; its last weights then learn first."""
     _multiply(treated, fix, 0.0)
@@ -163,51 +193,4 @@ def branch_ends(m: Measurement) -> list[tuple[Layer, bool]]:
     return ends[min(extra, len(m.streams)) :] if extra > 0 else ends
 
 
-def propose_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
-    ends = [x.name for x, _ in branch_ends(m)]
-    if is_tuned(m) or len(ends) < 2:
-        return []
-    scale = len(ends) ** -0.5
-    text = f"multiply the last weights of each of the {len(ends)} residual branches by {number(scale)} = 1 / sqrt({len(ends)})"
-    return [RESIDUAL_SCALING.fix(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
-
-
-def propose_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
-    ends = branch_ends(m)
-    if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
-        return []  # after a zero a ReLU passes no gradient: such a branch would never start to learn
-    text = f"start the last weights of each of the {len(ends)} residual branches at zero"
-    return [ZERO_BRANCH.fix(text, finding, layers=tuple(x.name for x, _ in ends))]
-
-
-ADD_RESIDUAL = RemedyDefinition(
-    "add-residual",
-    "residual connections around the blocks",
-    "architecture",
-    "unsafe",
-    "He et al. 2016, Deep Residual Learning; De and Smith 2020, Batch Normalization Biases Residual Blocks",
-    propose_residual,
-    add_residual,
-    "keys change: the weights of a block move to `<block>.block`; checkpoints of the old architecture do not fit",
-)
-RESIDUAL_SCALING = RemedyDefinition(
-    "residual-scaling",
-    "smaller residual branches",
-    "initialization",
-    "safe",
-    "Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; Zhang et al. 2019, Fixup",
-    propose_scaling,
-    scale_branches,
-    CHECKPOINT,
-)
-ZERO_BRANCH = RemedyDefinition(
-    "zero-branch-init",
-    "residual branches that start at zero",
-    "initialization",
-    "safe",
-    "Zhang et al. 2019, Fixup Initialization; Goyal et al. 2017, Accurate, Large Minibatch SGD, section 5.1",
-    propose_zero,
-    zero_branches,
-    CHECKPOINT,
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (ADD_RESIDUAL, RESIDUAL_SCALING, ZERO_BRANCH)
+REMEDIES = (add_residual, residual_scaling, zero_branch_init)

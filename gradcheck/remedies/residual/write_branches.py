@@ -5,8 +5,8 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import Reader, original, spelled
-from gradcheck.remedies.editing.nodes import Function, called, dotted, function_of
-from gradcheck.remedies.editing.placing import HELPER, PAIRS, wrap
+from gradcheck.remedies.editing.nodes import Function, called, dotted, every
+from gradcheck.remedies.editing.placing import in_helper, unpacking, wrap
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.types.fix import Fix
 
@@ -56,7 +56,7 @@ def _in_forward(context: Context, blocks: set[str], scale: float) -> bool:
             return False
         methods.append(found)
     for draft, method in methods:
-        returned = next(n.value for n in ast.walk(method) if isinstance(n, ast.Return))
+        (returned,) = (n.value for n in every(method, ast.Return))
         assert returned is not None
         text = draft.source(returned)
         if isinstance(returned, (ast.IfExp, ast.Lambda)) or (_factor(scale) and isinstance(returned, ast.BinOp)):
@@ -67,17 +67,14 @@ def _in_forward(context: Context, blocks: set[str], scale: float) -> bool:
 
 def _forward(draft: Draft, kind: str) -> Function | None:
     """The forward method of a class, when it takes one input, which it keeps, and returns once."""
-    for node in ast.walk(draft.tree):
-        if isinstance(node, ast.ClassDef) and node.name == kind:
-            method = next((n for n in node.body if isinstance(n, Function) and n.name == "forward"), None)
-            if method is None or len(method.args.args) != 2:
-                return None
-            name = method.args.args[1].arg
-            stored = any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in ast.walk(method))
-            returns = [n for n in ast.walk(method) if isinstance(n, ast.Return)]
-            simple = len(returns) == 1 and isinstance(returns[0].value, (ast.Call, ast.Name, ast.BinOp))
-            return method if simple and not stored else None
-    return None
+    holder = next((n for n in every(draft.tree, ast.ClassDef) if n.name == kind), None)
+    method = next((n for n in holder.body if isinstance(n, Function) and n.name == "forward"), None) if holder is not None else None
+    if method is None or len(method.args.args) != 2:
+        return None
+    name, returns = method.args.args[1].arg, every(method, ast.Return)
+    stored = any(n.id == name and isinstance(n.ctx, ast.Store) for n in every(method, ast.Name))
+    simple = len(returns) == 1 and isinstance(returns[0].value, (ast.Call, ast.Name, ast.BinOp))
+    return method if simple and not stored else None
 
 
 # ------------------------------------------------------------------- the loop over the blocks
@@ -87,7 +84,7 @@ def _in_loop(context: Context, blocks: set[str], scale: float) -> bool:
     """`block(x)` in the loop over the blocks, where all that this expression runs are blocks."""
     for draft in context.all_drafts():
         reader = Reader(context, draft)
-        found = [n for n in ast.walk(draft.tree) if _runs(n) and isinstance(n, ast.Call) and reader.layers(n.func) == blocks]
+        found = [n for n in every(draft.tree, ast.Call) if _runs(n) and reader.layers(n.func) == blocks]
         if len(found) == 1 and any(isinstance(a, ast.For) for a in draft.ancestors(found[0])):
             call = found[0]
             text = f"{draft.source(call.args[0])} + {_factor(scale)}{draft.source(call)}"
@@ -97,10 +94,9 @@ def _in_loop(context: Context, blocks: set[str], scale: float) -> bool:
     return False
 
 
-def _runs(node: ast.AST) -> bool:
+def _runs(call: ast.Call) -> bool:
     """block(x): a name called with one name."""
-    alone = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
-    return alone and isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and isinstance(node.args[0], ast.Name)
+    return len(call.args) == 1 and not call.keywords and isinstance(call.func, ast.Name) and isinstance(call.args[0], ast.Name)
 
 
 # ------------------------------------------------------------------------ a class around them
@@ -118,9 +114,7 @@ def _around(context: Context, blocks: set[str], scale: float) -> bool:
         draft, node, made = found
         if called(node) != NAME:
             _define(context, draft, node, scale)
-            again = _exact(context, name, blocks) or _item(context, name, blocks)
-            assert again is not None
-            wrap(draft, again[1], f"{NAME}(")
+            wrap(draft, node, f"{NAME}(")
         todo -= made
     return True
 
@@ -141,17 +135,12 @@ def _refuse_inside(context: Context, blocks: set[str]) -> None:
             ):
                 raise Unwritable(f"{draft.path}:{node.lineno}: {draft.source(node)} looks into a block")
             inside = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and reader.layers(node.value) & blocks
-            named = isinstance(node, ast.Constant) and node.value in blocks and _in_helper(draft, node)
+            named = isinstance(node, ast.Constant) and node.value in blocks and in_helper(draft, node)
             if inside or named:
                 raise Unwritable(f"{draft.path}:{getattr(node, 'lineno', 0)}: other code looks into a block")
-            unpacks = isinstance(node, ast.For) and isinstance(node.target, ast.Tuple) and called(node.iter) not in PAIRS
-            if unpacks and isinstance(node, ast.For) and reader.members(node.iter) & blocks:
-                raise Unwritable(f"{draft.path}:{node.lineno}: the loop looks into the blocks")
-
-
-def _in_helper(draft: Draft, node: ast.AST) -> bool:
-    function = function_of(draft, node)
-    return function is not None and function.name == HELPER
+        for loop in unpacking(draft):
+            if reader.members(loop.iter) & blocks:
+                raise Unwritable(f"{draft.path}:{loop.lineno}: the loop looks into the blocks")
 
 
 def _exact(context: Context, name: str, blocks: set[str]) -> tuple[Draft, ast.expr, set[str]] | None:

@@ -8,16 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gradcheck.analysis.wording import number
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.analysis.wording import counted, number
+from gradcheck.remedies.definition import initial, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import argument, called, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import argument, called, every, names_in, set_argument
 from gradcheck.remedies.editing.statements import insert_before
-from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import is_tuned, several
-from gradcheck.remedies.modules.rewriting import bind, method_of
+from gradcheck.remedies.layer_selection import is_tuned
+from gradcheck.remedies.modules.rewriting import Substitute, bind, method_of
 from gradcheck.remedies.modules.surgery import follow, like, module_at, rewired
 from gradcheck.remedies.normalization.layers import features_of
 from gradcheck.types.checks import Attention
@@ -37,7 +36,23 @@ FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "que
 # --------------------------------------------------------------------------------- pre-norm
 
 
-def pre_norm(treated: TreatedWorkload, fix: Fix) -> None:
+@rebuilding(
+    "pre-norm",
+    "normalization before each branch",
+    "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture",
+    checkpoint="torch's stacks get the keys of a last normalization; weights trained with the other order do not fit",
+)
+def pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """For norms that take the sum of a bypass and a branch."""
+    norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
+    if finding is None or not norms:
+        return []
+    text = f"normalise the input of each branch instead of the sum, in {counted(len(norms), 'place')} (norm_first=True)"
+    return [pre_norm.fix(text, finding, layers=norms)]
+
+
+@pre_norm.applies
+def apply_pre_norm(treated: TreatedWorkload, fix: Fix) -> None:
     """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user."""
     with rewired(treated):
         if not (_torch_blocks(treated) | _own_blocks(treated, fix)):
@@ -81,40 +96,12 @@ class _Turn(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        its = node.func
-        is_norm = isinstance(its, ast.Attribute) and isinstance(its.value, ast.Name) and its.attr in self.norms
-        if not is_norm or len(node.args) != 1 or not isinstance(node.args[0], ast.BinOp) or not isinstance(node.args[0].op, ast.Add):
+        one = _post_norm(node, self.norms)
+        if one is None:
             return node
-        total = node.args[0]
-        for bypass, branch in ((total.left, total.right), (total.right, total.left)):
-            if isinstance(bypass, ast.Name):
-                swapped = _Substitute(bypass.id, ast.Call(its, [copy.deepcopy(bypass)], []))
-                new = swapped.visit(copy.deepcopy(branch))
-                if swapped.hits:
-                    self.turned += 1
-                    made = ast.BinOp(bypass, ast.Add(), new)
-                    return ast.fix_missing_locations(ast.copy_location(made, node))
-        return node
-
-
-class _Substitute(ast.NodeTransformer):
-    def __init__(self, name: str, new: ast.expr) -> None:
-        self.name, self.new, self.hits = name, new, 0
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id != self.name:
-            return node
-        self.hits += 1
-        return ast.fix_missing_locations(ast.copy_location(copy.deepcopy(self.new), node))
-
-
-def propose_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """For norms that take the sum of a bypass and a branch."""
-    norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
-    if finding is None or not norms:
-        return []
-    text = f"normalise the input of each branch instead of the sum, in {several(len(norms), 'place')} (norm_first=True)"
-    return [PRE_NORM.fix(text, finding, layers=norms)]
+        self.turned += 1
+        normed = {use: ast.Call(node.func, [use], []) for use in one.uses}
+        return ast.copy_location(ast.BinOp(one.bypass, ast.Add(), Substitute(normed).visit(one.branch)), node)
 
 
 # ------------------------------------------------------------------------ queries and keys
@@ -133,6 +120,23 @@ def projections(owner: nn.Module) -> dict[str, str]:
     return found if {"query", "key"} <= found.keys() or "fused" in found else {}
 
 
+@initial(
+    "smaller-query-key-init",
+    "smaller initial queries and keys",
+    "Vaswani et al. 2017, Attention Is All You Need, section 3.2.1; Zhai et al. 2023, Stabilizing Transformer Training",
+)
+def smaller_query_key_init(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
+    hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
+    if is_tuned(m) or not hit:
+        return []
+    factor = max(a.logit_std or 1.0 for a in hit) ** -0.5
+    text = f"multiply the weights of queries and keys by {number(factor)} each: their logits then start with standard deviation 1"
+    layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
+    return [smaller_query_key_init.fix(text, finding, layers=layers, settings={"factor": factor})]
+
+
+@smaller_query_key_init.applies
 def smaller(treated: TreatedWorkload, fix: Fix) -> None:
     """Multiplies the weights and biases that make queries and keys."""
     factor = float(fix.settings["factor"])
@@ -171,17 +175,23 @@ def _sharp(finding: Finding | None, m: Measurement) -> list[Attention]:
     return [a for a in m.attentions if finding is not None and (not finding.layers or a.layer in finding.layers)]
 
 
-def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
-    hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
-    if is_tuned(m) or not hit:
+@rebuilding(
+    "qk-norm",
+    "normalised queries and keys",
+    "Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters; Henry et al. 2020, Query-Key Normalization",
+    checkpoint="keys change: the projections move into an nn.Sequential with their normalization",
+)
+def qk_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    hit = _sharp(finding, m)
+    if not hit:
         return []
-    factor = max(a.logit_std or 1.0 for a in hit) ** -0.5
-    text = f"multiply the weights of queries and keys by {number(factor)} each: their logits then start with standard deviation 1"
     layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
-    return [SMALLER.fix(text, finding, layers=layers, settings={"factor": factor})]
+    text = f"normalise queries and keys of {counted(len(layers), 'attention layer')} with LayerNorm before their product"
+    settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
+    return [qk_norm.fix(text, finding, layers=layers, settings=settings)]
 
 
+@qk_norm.applies
 def normalise_queries(treated: TreatedWorkload, fix: Fix) -> None:
     """LayerNorm after the projections to queries and to keys."""
     with rewired(treated):
@@ -196,16 +206,6 @@ def normalise_queries(treated: TreatedWorkload, fix: Fix) -> None:
                 follow(treated, path, nn.LayerNorm(features_of(module_at(treated, path), path)))
 
 
-def propose_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
-    hit = _sharp(finding, m)
-    if not hit:
-        return []
-    layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
-    text = f"normalise queries and keys of {several(len(layers), 'attention layer')} with LayerNorm before their product"
-    settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
-    return [QK_NORM.fix(text, finding, layers=layers, settings=settings)]
-
-
 def _projections_of(m: Measurement, owner: str) -> list[str]:
     """Names of the layers that make an attention's queries and its keys."""
     below = [x.name for x in m.layers if not owner or x.name.startswith(f"{owner}.")]
@@ -213,37 +213,7 @@ def _projections_of(m: Measurement, owner: str) -> list[str]:
     return [x for x in found if x is not None]
 
 
-PRE_NORM = RemedyDefinition(
-    "pre-norm",
-    "normalization before each branch",
-    "architecture",
-    "unsafe",
-    "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture",
-    propose_pre_norm,
-    pre_norm,
-    "torch's stacks get the keys of a last normalization; weights trained with the other order do not fit",
-)
-SMALLER = RemedyDefinition(
-    "smaller-query-key-init",
-    "smaller initial queries and keys",
-    "initialization",
-    "safe",
-    "Vaswani et al. 2017, Attention Is All You Need, section 3.2.1; Zhai et al. 2023, Stabilizing Transformer Training",
-    propose_smaller,
-    smaller,
-    CHECKPOINT,
-)
-QK_NORM = RemedyDefinition(
-    "qk-norm",
-    "normalised queries and keys",
-    "architecture",
-    "unsafe",
-    "Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters; Henry et al. 2020, Query-Key Normalization",
-    propose_query_norm,
-    normalise_queries,
-    "keys change: the projections move into an nn.Sequential with their normalization",
-)
-REMEDIES: tuple[RemedyDefinition, ...] = (PRE_NORM, SMALLER, QK_NORM)
+REMEDIES = (pre_norm, smaller_query_key_init, qk_norm)
 
 
 NAME = "normed"  # of a normalised input that a branch uses several times
@@ -275,9 +245,7 @@ def _write_torch_blocks(context: Context, blocks: Sequence[str]) -> None:
     for place in context.sites(sorted(stacks)):
         draft, call = context.call_at(place)
         if called(call) in ("TransformerEncoder", "TransformerDecoder") and argument(call, "norm", 2) is None:
-            text = f"{spelled(draft, 'torch.nn.LayerNorm')}({_width(context, blocks)})"
-            draft, call = context.call_at(place)
-            set_argument(draft, call, "norm", text)
+            set_argument(draft, call, "norm", f"{spelled(draft, 'torch.nn.LayerNorm')}({_width(context, blocks)})")
 
 
 def _width(context: Context, blocks: Sequence[str]) -> str:
@@ -294,7 +262,7 @@ def _write_own_blocks(context: Context, kind: str, norms: set[str]) -> None:
     found = _sums(draft, kind, norms)
     if not found:
         raise Unwritable(f"{draft.path}: the forward of {kind} has to be turned by hand: x + f(norm(x)) in place of norm(x + f(x))")
-    if any(len(one.uses) > 1 for one in found) and any(isinstance(n, ast.Name) and n.id == NAME for n in ast.walk(draft.tree)):
+    if any(len(one.uses) > 1 for one in found) and NAME in names_in(draft.tree):
         raise Unwritable(f"{draft.path}: the name {NAME} is taken")
     while found := _sums(draft, kind, norms):
         _turn(draft, found[0])
@@ -310,10 +278,9 @@ def _turn(draft: Draft, one: PostNorm) -> None:
         edits += [Edit(start, first, ""), Edit(last, end, "")]
     else:  # its brackets stay
         edits.append(Edit(*draft.span(one.call.func), ""))
-    line = statement_of(draft, one.call).lineno
     draft.edit(edits)
     if several:
-        insert_before(draft, next(n for n in ast.walk(draft.tree) if isinstance(n, ast.stmt) and n.lineno == line), f"{NAME} = {norm}")
+        insert_before(draft, one.call, f"{NAME} = {norm}")
 
 
 def _forward(draft: Draft, kind: str) -> ast.FunctionDef | None:
@@ -329,14 +296,16 @@ def _sums(draft: Draft, kind: str, norms: set[str]) -> list[PostNorm]:
 
 
 def _post_norm(node: ast.AST, norms: set[str]) -> PostNorm | None:
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in norms and len(node.args) == 1):
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or len(node.args) != 1:
+        return None
+    if node.func.attr not in norms or not isinstance(node.func.value, ast.Name):
         return None
     total = node.args[0]
     if not (isinstance(total, ast.BinOp) and isinstance(total.op, ast.Add)):
         return None
     for bypass, branch in ((total.left, total.right), (total.right, total.left)):
         if isinstance(bypass, ast.Name):
-            uses = [n for n in ast.walk(branch) if isinstance(n, ast.Name) and n.id == bypass.id]
+            uses = [n for n in every(branch, ast.Name) if n.id == bypass.id]
             if uses:
                 return PostNorm(node, bypass, branch, uses)
     return None

@@ -1,4 +1,4 @@
-"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in the wrong order."""
+"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; wrong axes."""
 
 import ast
 import types
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.layer_selection import several
-from gradcheck.remedies.modules.rewriting import operand, rewrite, rewrite_method
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import RemedyDefinition, wiring
+from gradcheck.remedies.modules.rewriting import expression, operand, rewrite, rewrite_method
 from gradcheck.remedies.modules.surgery import join, module_at, remove_parameters, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
+from gradcheck.types.losses import Softmax
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Cut
 from gradcheck.workload.rng import preserve_rng
@@ -26,6 +27,22 @@ SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.T
 # -------------------------------------------------------------------------- register-modules
 
 
+@wiring(
+    "register-modules",
+    "hidden modules registered",
+    "PyTorch documentation, torch.nn.ModuleList",
+    applicability="unsafe",
+    checkpoint="keys are added: checkpoints of before lack these weights, which were never trained",
+)
+def register_modules(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not m.hidden:
+        return []
+    holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
+    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {counted(len(m.hidden), 'tensor')} "
+    return [register_modules.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
+
+
+@register_modules.applies
 def register(treated: TreatedWorkload, fix: Fix) -> None:
     """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
     before = len(list(treated.model.parameters()))
@@ -67,18 +84,29 @@ def registered(value: Any) -> nn.Module | nn.Parameter | None:
     return None
 
 
-def propose_register(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or not m.hidden:
-        return []
-    holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
-    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
-    return [REGISTER.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
-
-
 # -------------------------------------------------------------------------- add-to-optimizer
 
 
-def add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
+@wiring(
+    "add-to-optimizer",
+    "all parameters in the optimizer",
+    "PyTorch documentation, torch.optim, Constructing it",
+    checkpoint="model checkpoints still load; saved optimizer states do not",
+)
+def add_to_optimizer(finding: Finding | None, m: Measurement) -> list[Fix]:
+    missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
+    if finding is None or not m.optimizer.given:
+        return []
+    text = f"give the optimizer the {counted(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
+    if m.optimizer.stale:
+        text = "build the optimizer after the last change of the model"
+    if not any(p.groups for p in m.parameters):
+        text = "give the optimizer the parameters of the model: it holds none of them"
+    return [add_to_optimizer.fix(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
+
+
+@add_to_optimizer.applies
+def apply_add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
     """Every trainable parameter in one group; tensors that the model does not have leave."""
     listed = {id(p) for p in treated.model.parameters()}
     held = [p for group in treated.optimizer.param_groups for p in group["params"]]
@@ -92,21 +120,27 @@ def add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
     join(treated, treated.model.parameters())
 
 
-def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
-    missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
-    if finding is None or not m.optimizer.given:
-        return []
-    text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
-    if m.optimizer.stale:
-        text = "build the optimizer after the last change of the model"
-    if not any(p.groups for p in m.parameters):
-        text = "give the optimizer the parameters of the model: it holds none of them"
-    return [ADD.fix(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
-
-
 # ----------------------------------------------------------------------------- remove-detach
 
 
+@wiring(
+    "remove-detach",
+    "the gradient let through",
+    "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
+    applicability="unsafe",
+)
+def remove_detach(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or finding.code != "GRAPH001":
+        return []
+    cut = _cut_of(finding, m)
+    if cut is None:
+        return []
+    text = f"remove {CUTS[cut.operation]}: {counted(len(cut.parameters), 'tensor')} before it then get a gradient"
+    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
+    return [remove_detach.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
+
+
+@remove_detach.applies
 def remove_cut(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes away detach(), .data or no_grad() at its place in a module's code."""
     if fix.settings["operation"] == "no_grad":
@@ -166,17 +200,6 @@ class _Opener(ast.NodeTransformer):
         return node if kept else node.body
 
 
-def propose_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or finding.code != "GRAPH001":
-        return []
-    cut = _cut_of(finding, m)
-    if cut is None:
-        return []
-    text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
-    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
-    return [UNCUT.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
-
-
 def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
     return next((c for c in m.cuts if c.operation in CUTS and not c.in_package and c.site == finding.location), None)
 
@@ -184,7 +207,22 @@ def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
 # --------------------------------------------------------------------------------- batch-first
 
 
-def batch_first(treated: TreatedWorkload, fix: Fix) -> None:
+@wiring(
+    "batch-first",
+    "samples on the first axis",
+    "PyTorch documentation, torch.nn.LSTM: batch_first",
+    applicability="unsafe",
+    checkpoint="keys stay the same, but weights trained across samples mean something else",
+)
+def batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not finding.layers or finding.layers == ("",):
+        return []
+    text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
+    return [batch_first.fix(text, finding, layers=finding.layers)]
+
+
+@batch_first.applies
+def apply_batch_first(treated: TreatedWorkload, fix: Fix) -> None:
     """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
     with rewired(treated):
         for name in fix.layers:
@@ -195,52 +233,68 @@ def batch_first(treated: TreatedWorkload, fix: Fix) -> None:
                 vars(layer)["batch_first"] = True
 
 
-def propose_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
-    if finding is None or not finding.layers or finding.layers == ("",):
+# ------------------------------------------------------------------------------- softmax
+
+
+def fix_dimension(treated: TreatedWorkload, fix: Fix) -> None:
+    """Lets a softmax go over another axis: an attribute of the module, or an argument of the call."""
+    dim = int(fix.settings["dim"])
+    for name in fix.layers:
+        module = module_at(treated, name)
+        if isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin)):
+            module.dim = dim
+            return
+
+    def edit(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+        if not isinstance(node, ast.Call) or operand(node, function) is None:
+            return None
+        method = isinstance(node.func, ast.Attribute) and operand(node, function) is node.func.value
+        place = 0 if method else 1  # of a positional `dim`
+        value = expression(str(dim))
+        if len(node.args) > place:
+            return ast.Call(node.func, [*node.args[:place], value, *node.args[place + 1 :]], node.keywords)
+        others = [k for k in node.keywords if k.arg not in ("dim", "axis")]
+        return ast.Call(node.func, node.args, [*others, ast.keyword("dim", value)])
+
+    rewrite(treated, fix.location, edit)
+
+
+def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+    """The class axis: 1 for [N, C] and for a loss that takes it there, else the last one."""
+    if finding is None:
         return []
-    text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
-    return [BATCH_FIRST.fix(text, finding, layers=finding.layers)]
+    softmax = next((s for s in m.softmaxes if _meant(s, finding, m)), None)
+    if softmax is None:
+        return []
+    shape = softmax.shape
+    dim = 1 if len(shape) == 2 or not softmax.over_batch else -1
+    if shape[softmax.axis] == 1:
+        dim = max(range(len(shape)), key=lambda i: (i > 0) * shape[i])
+    name = "log_softmax" if softmax.log else "softmax"
+    text = f"let {name} go over axis {dim} of {list(shape)} instead of axis {softmax.axis}"
+    return [treatment.fix(text, finding, layers=(softmax.layer,), settings={"dim": dim})]
 
 
-REGISTER = RemedyDefinition(
-    "register-modules",
-    "hidden modules registered",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, torch.nn.ModuleList",
-    propose_register,
-    register,
-    "keys are added: checkpoints of before lack these weights, which were never trained",
-)
-ADD = RemedyDefinition(
-    "add-to-optimizer",
-    "all parameters in the optimizer",
-    "wiring",
-    "safe",
-    "PyTorch documentation, torch.optim, Constructing it",
-    propose_add,
+def _meant(s: Softmax, finding: Finding, m: Measurement) -> bool:
+    layer = m.layer(s.layer)
+    site = s.site or (layer.site if layer else None)
+    return s.layer in finding.layers and (finding.location is None or site == finding.location)
+
+
+def _other_axis(name: str, title: str) -> RemedyDefinition:
+    @wiring(name, title, "PyTorch documentation, torch.nn.functional.softmax", applicability="unsafe")
+    def other(finding: Finding | None, m: Measurement) -> list[Fix]:
+        return propose_dimension(other, finding, m)
+
+    other.applies(fix_dimension)
+    return other
+
+
+REMEDIES = (
+    register_modules,
     add_to_optimizer,
-    "model checkpoints still load; saved optimizer states do not",
-)
-UNCUT = RemedyDefinition(
-    "remove-detach",
-    "the gradient let through",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
-    propose_uncut,
-    remove_cut,
-)
-
-
-BATCH_FIRST = RemedyDefinition(
-    "batch-first",
-    "samples on the first axis",
-    "wiring",
-    "unsafe",
-    "PyTorch documentation, torch.nn.LSTM: batch_first",
-    propose_batch_first,
+    remove_detach,
     batch_first,
-    "keys stay the same, but weights trained across samples mean something else",
+    _other_axis("fix-softmax-dimension", "softmax over the classes"),
+    _other_axis("other-axis", "softmax over features"),
 )
-REMEDIES: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)

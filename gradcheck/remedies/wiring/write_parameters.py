@@ -5,22 +5,25 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.document import lines_of
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.editing.loop import following, owner_of
 from gradcheck.remedies.editing.names import Reader, original, spelled
 from gradcheck.remedies.editing.nodes import (
     argument,
     assigned,
-    call_at_or_above,
     called,
+    calls_in,
     class_of,
     dotted,
+    every,
     in_place_of,
+    names_in,
     scope_of,
     self_of,
     set_argument,
     statement_of,
 )
 from gradcheck.remedies.editing.placing import wrap
-from gradcheck.remedies.editing.statements import block_of, indent_of, insert_after, line_start, remove_statement
+from gradcheck.remedies.editing.statements import indent_of, insert_after, line_start, remove_statement
 from gradcheck.types.fix import Fix
 
 
@@ -42,8 +45,7 @@ def register(p: Fix, context: Context) -> None:
             kind = f"torch.nn.{word}Dict"
         else:
             raise Unwritable(f"{place}: it is not kept in a list or dictionary of self")
-        name = spelled(draft, kind)
-        wrap(draft, _held(draft, context.at(place)[1]), f"{name}(")
+        wrap(draft, value, f"{spelled(draft, kind)}(")
 
 
 def _held(draft: Draft, node: ast.expr) -> ast.expr:
@@ -56,8 +58,8 @@ def _held(draft: Draft, node: ast.expr) -> ast.expr:
     owner = _list_that_takes(draft, node)
     if owner.startswith(f"{self_of(draft, node)}."):
         return _only_value(draft, owner)
-    for other in ast.walk(draft.tree):  # layers = []; layers.append(...); self.layers = layers
-        if isinstance(other, ast.Assign) and dotted(other.value) == owner and any(_of_self(draft, t) for t in other.targets):
+    for other in every(draft.tree, ast.Assign):  # layers = []; layers.append(...); self.layers = layers
+        if dotted(other.value) == owner and any(_of_self(draft, t) for t in other.targets):
             return other.value
     raise Unwritable(f"{draft.path}:{node.lineno}: it is not kept in a list or dictionary of self")
 
@@ -81,8 +83,8 @@ def _list_that_takes(draft: Draft, node: ast.expr) -> str:
 
 
 def _only_value(draft: Draft, owner: str) -> ast.expr:
-    values = [n.value for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and any(dotted(t) == owner for t in n.targets)]
-    values += [n.value for n in ast.walk(draft.tree) if isinstance(n, ast.AnnAssign) and dotted(n.target) == owner and n.value is not None]
+    values = [n.value for n in every(draft.tree, ast.Assign) if any(dotted(t) == owner for t in n.targets)]
+    values += [n.value for n in every(draft.tree, ast.AnnAssign) if dotted(n.target) == owner and n.value is not None]
     if len(values) != 1:
         raise Unwritable(f"{draft.path}: {owner} is set in several places")
     return values[0]
@@ -109,17 +111,14 @@ def train_all(p: Fix, context: Context) -> None:
 
 def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
     """An optimizer that is made before the last change of its model goes after that; False when there is no such change."""
-    block = block_of(draft, made)
-    behind = block[next(i for i, one in enumerate(block) if one is made) + 1 :]
+    behind = following(draft, made)
     last = next((i for i in range(len(behind) - 1, -1, -1) if _changes(behind[i], model)), None)
     if last is None or not isinstance(made, ast.Assign):
         return False
-    names = {n.id for t in made.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-    if names & {n.id for one in behind[: last + 1] for n in ast.walk(one) if isinstance(n, ast.Name)}:
+    if names_in(*made.targets) & names_in(*behind[: last + 1]):
         raise Unwritable(f"{draft.path}:{made.lineno}: the optimizer is used before the last change of the model")
-    text, dump = draft.source(made), ast.dump(made)
-    insert_after(draft, behind[last], text)
-    remove_statement(draft, next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and ast.dump(n) == dump))
+    insert_after(draft, behind[last], draft.source(made))
+    remove_statement(draft, made)
     return True
 
 
@@ -161,14 +160,8 @@ def _missing(context: Context) -> list[str]:
 
 
 def _extend(draft: Draft, given: ast.List, names: list[str]) -> None:
-    model = next(
-        (
-            dotted(n.func.value).split(".")[0] + (".model" if dotted(n.func.value).startswith("self.model.") else "")
-            for n in ast.walk(given)
-            if isinstance(n, ast.Call) and called(n) == "parameters" and isinstance(n.func, ast.Attribute)
-        ),
-        None,
-    )
+    owners = (owner_of(c) for c in calls_in(given, "parameters") if isinstance(c.func, ast.Attribute))
+    model = next((o.split(".")[0] + (".model" if o.startswith("self.model.") else "") for o in owners), None)
     if model is None or not names or not given.elts:
         raise Unwritable(f"{draft.path}:{given.lineno}: it is not plain what the optimizer is given")
     grouped = isinstance(given.elts[-1], (ast.Dict, ast.Call))
@@ -246,11 +239,10 @@ def training_mode(p: Fix, context: Context) -> None:
 
 def _put_to_sleep(context: Context, draft: Draft, layers: set[str]) -> ast.Call | None:
     """The first call of `eval()` or `train(False)` on one of these layers."""
-    for node in ast.walk(draft.tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            switches = (called(node) == "eval" and not node.args) or (called(node) == "train" and _is_false(node))
-            if switches and Reader(context, draft).layers(node.func.value) & layers:
-                return node
+    for call in calls_in(draft.tree, "eval", "train"):
+        switches = _is_false(call) if called(call) == "train" else not call.args
+        if switches and isinstance(call.func, ast.Attribute) and Reader(context, draft).layers(call.func.value) & layers:
+            return call
     return None
 
 
@@ -267,8 +259,8 @@ def default_momentum(p: Fix, context: Context) -> None:
 
 def batch_first(p: Fix, context: Context) -> None:
     for place in context.sites(p.layers):
-        draft, node = context.at(place)
-        set_argument(draft, call_at_or_above(draft, node), "batch_first", "True")
+        draft, call = context.call_at(place)
+        set_argument(draft, call, "batch_first", "True")
 
 
 WRITERS: dict[str, Writer] = {

@@ -3,19 +3,19 @@
 import ast
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.analysis.wording import counted
+from gradcheck.remedies.definition import wiring
 from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
-from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, function_of, remove_argument, statement_of
+from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, every, function_of, names_in, remove_argument, statement_of
 from gradcheck.remedies.editing.statements import indent_of, line_start
-from gradcheck.remedies.layer_selection import listed, several
-from gradcheck.remedies.modules.rewriting import operand, rewrite
+from gradcheck.remedies.layer_selection import listed
+from gradcheck.remedies.modules.rewriting import Substitute, operand, rewrite
 from gradcheck.remedies.modules.surgery import join, module_at, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
@@ -34,16 +34,22 @@ def _at_finding(finding: Finding | None, m: Measurement) -> list[ZeroDerivative]
 # --------------------------------------------------------------------------- straight-through
 
 
-def propose_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring(
+    "straight-through",
+    "a derivative for a step function",
+    "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons; Hubara et al. 2016, Binarized Neural Networks",
+)
+def straight_through(finding: Finding | None, m: Measurement) -> list[Fix]:
     steps = [z for z in _at_finding(finding, m) if not z.factor]
     if not steps:
         return []
     operation = steps[0].operation
     settings: dict[str, Setting] = {"operation": operation}
     text = f"torch.{operation} keeps its values and gets the derivative of {'clamp(-1, 1)' if operation == 'sign' else 'the identity'}"
-    return [STRAIGHT.fix(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
+    return [straight_through.fix(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
 
 
+@straight_through.applies
 def pass_through(treated: TreatedWorkload, p: Fix) -> None:
     sign = p.settings["operation"] == "sign"
     rewrite(treated, p.location, lambda node, function: straight(node, function, sign=sign))
@@ -55,7 +61,7 @@ def straight(call: ast.expr, function: types.FunctionType, *, sign: bool) -> ast
     if z is None or not isinstance(call, ast.Call):
         return None
     read = ast.Name(_INPUT, ast.Load())
-    step = _With(z, read).visit(call)
+    step = Substitute({z: read}).visit(call)
     first: ast.expr = ast.NamedExpr(ast.Name(_INPUT, ast.Store()), z)
     if sign:
         first, smooth = _clamped(first), _clamped(read)
@@ -70,29 +76,27 @@ def _clamped(x: ast.expr) -> ast.expr:
     return ast.Call(ast.Attribute(x, "clamp", ast.Load()), [low, ast.Constant(1)], [])
 
 
-class _With(ast.NodeTransformer):
-    """Puts one expression in place of another, which is known by identity."""
-
-    def __init__(self, old: ast.expr, new: ast.expr) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> Any:
-        return self.new if node is self.old else self.generic_visit(node)
-
-
 # ---------------------------------------------------------------------------- trainable-scale
 
 
-def propose_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
+@wiring(
+    "trainable-scale",
+    "a scale that is trained",
+    "Bachlechner et al. 2021, ReZero is All You Need",
+    applicability="unsafe",
+    checkpoint="keys of buffers stay, those of plain tensors are added; saved optimizer states do not load",
+)
+def trainable_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
     factors = tuple(dict.fromkeys(z.factor for z in _at_finding(finding, m) if z.factor))
     if not factors:
         return []
-    text = f"train {several(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
+    text = f"train {counted(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
     settings: dict[str, Setting] = {"factors": listed(factors)}
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in factors))
-    return [TRAINABLE.fix(text, finding, layers=owners, settings=settings)]
+    return [trainable_scale.fix(text, finding, layers=owners, settings=settings)]
 
 
+@trainable_scale.applies
 def train_scales(treated: TreatedWorkload, p: Fix) -> None:
     """Buffers, plain tensors and frozen parameters become trainable ones, with the values that they have."""
     with rewired(treated):
@@ -114,27 +118,7 @@ def _train(treated: TreatedWorkload, name: str) -> None:
         raise Inapplicable(f"{name} is not a tensor of floating-point numbers")
 
 
-STRAIGHT = RemedyDefinition(
-    "straight-through",
-    "a derivative for a step function",
-    "wiring",
-    "safe",
-    "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons; Hubara et al. 2016, Binarized Neural Networks",
-    propose_straight,
-    pass_through,
-)
-TRAINABLE = RemedyDefinition(
-    "trainable-scale",
-    "a scale that is trained",
-    "wiring",
-    "unsafe",
-    "Bachlechner et al. 2021, ReZero is All You Need",
-    propose_trainable,
-    train_scales,
-    "keys of buffers stay, those of plain tensors are added; saved optimizer states do not load",
-)
-
-REMEDIES = (STRAIGHT, TRAINABLE)
+REMEDIES = (straight_through, trainable_scale)
 
 
 # ------------------------------------------------------------------------------ write_straight-through
@@ -188,7 +172,7 @@ def _name(function: Function, statement: ast.stmt | None = None) -> str:
     """The name that the statement assigns anyway; else one that the function does not use."""
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
         return statement.targets[0].id
-    taken = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)} | {a.arg for a in ast.walk(function) if isinstance(a, ast.arg)}
+    taken = names_in(function) | {a.arg for a in every(function, ast.arg)}
     return next(n for n in ("z", *(f"z{i}" for i in range(1, 1000))) if n not in taken)
 
 
@@ -219,7 +203,7 @@ def _definition(context: Context, name: str) -> tuple[str, str]:
 
 def _given(draft: Draft, kind: str, local: str) -> Iterator[ast.Call | ast.Assign | ast.AnnAssign]:
     """The statements or calls of a class that set an attribute of self."""
-    classes = [n for n in ast.walk(draft.tree) if isinstance(n, ast.ClassDef) and n.name == kind]
+    classes = [n for n in every(draft.tree, ast.ClassDef) if n.name == kind]
     for node in (n for one in classes for n in ast.walk(one)):
         if isinstance(node, ast.Call) and called(node) in ("register_buffer", "register_parameter"):
             name = argument(node, "name", 0)

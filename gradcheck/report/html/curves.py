@@ -4,7 +4,7 @@ A group of curves is one chart. Anything else that trains models adds its groups
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
-from gradcheck.report.html.markup import coordinate, join, tag
+from gradcheck.report.html.markup import Child, coordinate, join, tag
 from gradcheck.types.gauges import Gauge, Quantity
 from gradcheck.types.report import Report
 from gradcheck.types.training import UNBINNED, Run
@@ -76,21 +76,50 @@ def curve_chart(group: CurveGroup) -> Markup:
     runs = [(label, r) for label, r in group.runs if r.losses]
     steps = max(len(r.losses) for _, r in runs)
     axis = _axis(group, [r for _, r in runs])
-    content = [*grid(axis, steps)]
-    if group.level is not None:
-        y = axis(group.level[0])
-        content.append(tag("line", class_="limit", x1=LEFT, x2=RIGHT, y1=y, y2=y))
-        content.append(tag("text", f"{group.level[1]} {number(group.level[0])}", class_="zone-name end", x=RIGHT, y=y - 4))
+    content = [*grid(axis, steps), *(level(*group.level, axis) if group.level is not None else ())]
     for i, (_, run) in enumerate(runs):
         pass_length = _pass(run)
         if pass_length > 1 and len(runs) == 1:
-            content.append(tag("path", class_="curve raw first", d=path(_points(run.losses, steps, axis))))
-        content.append(tag("path", class_=group.style(i), d=path(_points(_smooth(run.losses, pass_length), steps, axis))))
-    title = f"Losses: {clean(group.title)}"
-    picture = tag("svg", tag("title", title), content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
-    legend = tag("ul", [_legend(group.style(i), label, run) for i, (label, run) in enumerate(runs)], class_="runs")
+            content.append(_losses("curve raw first", run.losses, steps, axis))
+        content.append(_losses(group.style(i), _smooth(run.losses, pass_length), steps, axis))
+    legend = [row(group.style(i), tag("b", label), _ending(run)) for i, (label, run) in enumerate(runs)]
     passes = ", averaged over each pass through the batches" if any(_pass(r) > 1 for _, r in runs) else ""
-    return tag("figure", tag("figcaption", tag("b", group.title), tag("span", passes, class_="soft")), picture, legend, class_="losses")
+    return figure(group.title, passes, f"Losses: {clean(group.title)}", content, legend)
+
+
+def figure(heading: str, note: str, described: str, content: Child, legend: Sequence[Markup] = ()) -> Markup:
+    """A chart with its heading, what stands beside that, and the rows of its legend; `described`: for those who cannot see it."""
+    picture = tag("svg", tag("title", described), content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
+    head = tag("figcaption", tag("b", heading), tag("span", note, class_="soft"))
+    return tag("figure", head, picture, tag("ul", legend, class_="runs") if legend else None, class_="losses")
+
+
+def row(style: str, label: Markup, said: str) -> Markup:
+    """`probe: 2.31 → 2.29`, with a sample of its line."""
+    line = tag("path", class_=style, d="M0 6 26 6")
+    return tag("li", tag("svg", line, viewBox="0 0 26 12", aria_hidden="true"), label, " ", said)
+
+
+def curve(style: str, steps: Iterable[float], values: Iterable[float], last: float, axis: Axis) -> Markup:
+    """A line through values at steps, the last of which is at the right edge; interrupted where they are not finite."""
+    return tag("path", class_=style, d=path(placed(steps, values, last, axis)))
+
+
+def placed(steps: Iterable[float], values: Iterable[float], last: float, axis: Axis) -> list[tuple[float, float] | None]:
+    places = ((LEFT + s / max(last, 1) * (RIGHT - LEFT), v) for s, v in zip(steps, values, strict=False))
+    return [(x, axis(v)) if math.isfinite(v) else None for x, v in places]
+
+
+def level(value: float, words: str, axis: Axis) -> tuple[Markup, Markup]:
+    """A line to compare with, and its name."""
+    y = axis(value)
+    line = tag("line", class_="limit", x1=LEFT, x2=RIGHT, y1=y, y2=y)
+    return line, tag("text", f"{words} {number(value)}", class_="zone-name end", x=RIGHT, y=y - 4)
+
+
+def axis_for(values: Sequence[float]) -> Axis:
+    """Logarithmic for values far apart."""
+    return (log_axis if min(values) > 0 and max(values) / min(values) >= LOG_FROM else linear_axis)(values, BOTTOM, TOP)
 
 
 def _pass(run: Run) -> int:
@@ -109,9 +138,7 @@ def _axis(group: CurveGroup, runs: Sequence[Run]) -> Axis:
     ceiling = max(starts, default=math.inf) * TALLEST
     shown = [x for r in runs for x in r.losses if math.isfinite(x) and (ceiling <= 0 or x <= ceiling)]
     shown += [group.level[0]] if group.level is not None else []
-    if min(shown) > 0 and max(shown) / min(shown) >= LOG_FROM:
-        return log_axis(shown, BOTTOM, TOP)
-    return linear_axis(shown, BOTTOM, TOP)
+    return axis_for(shown)
 
 
 def grid(axis: Axis, steps: int) -> list[Markup]:
@@ -128,12 +155,9 @@ def grid(axis: Axis, steps: int) -> list[Markup]:
     return rows
 
 
-def _points(losses: Sequence[float], steps: int, axis: Axis) -> list[tuple[float, float] | None]:
-    def place(i: int) -> tuple[float, float] | None:
-        x = LEFT + i / max(steps - 1, 1) * (RIGHT - LEFT)
-        return (x, axis(losses[i])) if math.isfinite(losses[i]) else None
-
-    return [place(i) for i in extremes(losses)]
+def _losses(style: str, losses: Sequence[float], steps: int, axis: Axis) -> Markup:
+    shown = extremes(losses)
+    return curve(style, shown, [losses[i] for i in shown], steps - 1, axis)
 
 
 def extremes(losses: Sequence[float]) -> list[int]:
@@ -148,13 +172,10 @@ def extremes(losses: Sequence[float]) -> list[int]:
     return sorted(kept)
 
 
-def _legend(style: str, label: str, run: Run) -> Markup:
-    """`probe: 2.31 → 2.29`, with a sample of its line."""
-    line = tag("path", class_=style, d="M0 6 26 6")
+def _ending(run: Run) -> str:
     how = {"non-finite": ", then not finite", "raised": ", then it raised", "budget": " when time was up"}.get(run.ended, "")
     finite = [x for x in run.losses if math.isfinite(x)]
-    said = f"{number(finite[0])} → {number(finite[-1])}{how}" if finite else f"never finite{how}"
-    return tag("li", tag("svg", line, viewBox="0 0 26 12", aria_hidden="true"), tag("b", label), " ", said)
+    return f"{number(finite[0])} → {number(finite[-1])}{how}" if finite else f"never finite{how}"
 
 
 SHOWN = len(HUES)  # curves in a chart
@@ -199,31 +220,20 @@ def _gauge_chart(chart: _Chart, found: Sequence[Gauge], steps: int) -> Markup | 
     limit = _limit(chart, sum(g.layer == ranked[0].layer for g in found))
     near = limit is not None and (max(values) > NEAR * limit or chart.lowest)
     scale = [*values, limit] if limit is not None and near else values
-    axis = (log_axis if min(scale) > 0 and max(scale) / min(scale) >= LOG_FROM else linear_axis)(scale, BOTTOM, TOP)
-    content = [*grid(axis, steps)]
-    if limit is not None and near:
-        content.append(tag("line", class_="limit", x1=LEFT, x2=RIGHT, y1=axis(limit), y2=axis(limit)))
-        content.append(tag("text", f"limit {number(limit)}", class_="zone-name end", x=RIGHT, y=axis(limit) - 4))
-    for hue, gauge in zip(HUES, ranked, strict=False):
-        points = zip(gauge.steps, gauge.values, strict=False)
-        places = [(LEFT + s / max(steps - 1, 1) * (RIGHT - LEFT), axis(v)) if math.isfinite(v) else None for s, v in points]
-        content.append(tag("path", class_=f"curve {hue}", d=path(places)))
+    axis = axis_for(scale)
+    content = [*grid(axis, steps), *(level(limit, "limit", axis) if limit is not None and near else ())]
+    content += [curve(f"curve {hue}", g.steps, g.values, steps - 1, axis) for hue, g in zip(HUES, ranked, strict=False)]
     which = f" {SHOWN} of {len(found)}, the {'lowest' if chart.lowest else 'highest'}" if len(found) > SHOWN else ""
     far = f" limit {number(limit)}" if limit is not None and not near else ""
-    caption = tag("figcaption", tag("b", chart.title), tag("span", f"{which}{',' if which and far else ''}{far}", class_="soft"))
-    name = tag("title", f"{chart.title} over the run")
-    picture = tag("svg", name, content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
-    return tag(
-        "figure", caption, picture, tag("ul", [_row(g, h) for g, h in zip(ranked, HUES, strict=False)], class_="runs"), class_="losses"
-    )
+    note = f"{which}{',' if which and far else ''}{far}"
+    legend = [row(f"curve {hue}", tag("span", clean(g.name or "the model")), _course(g)) for hue, g in zip(HUES, ranked, strict=False)]
+    return figure(chart.title, note, f"{chart.title} over the run", content, legend)
 
 
-def _row(gauge: Gauge, hue: str) -> Markup:
-    """`blocks.0, head 3: 1.2 → 14`, with a sample of its line."""
-    line = tag("svg", tag("path", class_=f"curve {hue}", d="M0 6 26 6"), viewBox="0 0 26 12", aria_hidden="true")
-    said = f"{number(gauge.values[0])} → {number(gauge.values[-1])}"
+def _course(gauge: Gauge) -> str:
+    """`1.2 → 14`, and a peak between them."""
     peak = f", at most {number(gauge.peak)} at step {gauge.peak_step}" if gauge.peak > 2 * max(abs(v) for v in gauge.values) else ""
-    return tag("li", line, tag("span", clean(gauge.name or "the model")), " ", f"{said}{peak}")
+    return f"{number(gauge.values[0])} → {number(gauge.values[-1])}{peak}"
 
 
 def _limit(chart: _Chart, count: int) -> float | None:
@@ -261,13 +271,9 @@ def _chart(title: str, steps: Sequence[float], values: Sequence[float], hue: str
     finite = [v for _, v in points if math.isfinite(v)]
     if len(finite) < 2:
         return None
-    wide = min(finite) > 0 and max(finite) / min(finite) >= LOG_FROM
-    axis, last = (log_axis if wide else linear_axis)(finite, BOTTOM, TOP), max(steps[: len(points)])
+    axis, last = axis_for(finite), max(steps[: len(points)])
     shown = [points[i] for i in extremes(values[: len(points)])]
-    places = [(LEFT + s / max(last, 1) * (RIGHT - LEFT), axis(v)) if math.isfinite(v) else None for s, v in shown]
-    line = tag("path", class_=f"curve {hue}", d=path(places))
+    line = curve(f"curve {hue}", (s for s, _ in shown), (v for _, v in shown), last, axis)
     end = number(values[len(points) - 1]) if math.isfinite(values[len(points) - 1]) else "not finite"
     words = f"{number(finite[0])} → {end}, between {number(min(finite))} and {number(max(finite))}"
-    name = tag("title", f"{title} of the watched run: {words}")
-    picture = tag("svg", name, grid(axis, round(last) + 1), line, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
-    return tag("figure", tag("figcaption", tag("b", title), tag("span", f" {words}", class_="soft")), picture, class_="losses")
+    return figure(title, f" {words}", f"{title} of the watched run: {words}", [*grid(axis, round(last) + 1), line])

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from rich.text import Text
 
-from gradcheck.analysis.wording import number, reason
+from gradcheck.analysis.wording import counted, number, reason
 from gradcheck.judge.registry import builtin_rules, find_rule
-from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, counted, snippet, tree
-from gradcheck.report.html.markup import inline, join, name, page_html, sign, tag, text
+from gradcheck.report.formatting import GUTTER, HEALTHY, apart, collapse, snippet, tree
+from gradcheck.report.html.markup import Child, inline, join, name, page_html, sign, table, tag, text
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus
 from gradcheck.types.location import Location
@@ -59,18 +59,15 @@ def _outcome(o: Outcome) -> Markup:
 def _changes(o: Outcome) -> Markup | None:
     if not o.changes:
         return None
-    head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "before", "after", "needs", "at")])
-    table = tag("table", tag("thead", head), tag("tbody", [_change(c) for c in o.changes]))
-    return tag("div", table, class_="wide", tabindex=0)
+    return table(("measured", "before", "after", "needs", "at"), map(_change, o.changes))
 
 
-def _change(c: Change) -> Markup:
+def _change(c: Change) -> tuple[Child, ...]:
     after = "no longer found" if c.after is None else number(c.after)
     needs = f"{HEALTHY.get(c.comparison, 'not')} {number(c.limit)}" if c.limit is not None else "–"
     unit = tag("span", f", {c.unit}", class_="soft") if c.unit else None
     at = name(c.layer) if c.layer is not None else "–"
-    cells = (join(c.quantity, unit), number(c.before), tag("b", after), needs, at)
-    return tag("tr", [tag("td", cell) for cell in cells])
+    return join(c.quantity, unit), number(c.before), tag("b", after), needs, at
 
 
 def effect_sentence(e: Effect) -> Markup:
@@ -176,16 +173,11 @@ def _styled(row: Text) -> Markup:
 def evidence_table(report: Report, finding: Finding) -> Markup | None:
     if not finding.evidence:
         return None
-    head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "value", "needs", "scale", "at")])
-    return tag(
-        "div",
-        tag("table", tag("thead", head), tag("tbody", [_number(report, e) for e in finding.evidence])),
-        class_="evidence wide",
-        tabindex=0,
-    )
+    rows = (_number(report, e) for e in finding.evidence)
+    return table(("measured", "value", "needs", "scale", "at"), rows, kind="evidence wide")
 
 
-def _number(report: Report, e: Evidence) -> Markup:
+def _number(report: Report, e: Evidence) -> tuple[Child, ...]:
     value, needs = number(e.value), "–"
     if e.limit is not None:
         value, limit = apart(e.value, e.limit)
@@ -196,7 +188,7 @@ def _number(report: Report, e: Evidence) -> Markup:
         spread = tag("small", f" {number(e.spread[0])} to {number(e.spread[1])} over {seeds}")
     at = name(e.layer) if e.layer is not None else "–"
     unit = f" {e.unit}" if e.unit else ""
-    return tag("tr", tag("td", e.quantity), tag("td", tag("b", value), unit, spread), tag("td", needs), tag("td", _scale(e)), tag("td", at))
+    return e.quantity, (tag("b", value), unit, spread), needs, _scale(e), at
 
 
 def _scale(e: Evidence) -> Markup | None:

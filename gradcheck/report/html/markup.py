@@ -4,7 +4,9 @@ And the colours of both themes, as CSS variables, with signs beside them. tests/
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 
 from markupsafe import Markup, escape
 
@@ -55,6 +57,17 @@ def tag(element: str, /, *children: Child, **attributes: Value) -> Markup:
     return Markup(f"{head}>{join(*children)}</{element}>")
 
 
+def table(heads: Iterable[Child], rows: Iterable[Iterable[Child]], caption: str = "", kind: str = "wide") -> Markup:
+    """A table that scrolls where there is no room for it. Cells are put into `td`, unless they are one already."""
+    head = tag("thead", tag("tr", [tag("th", h, scope="col") for h in heads]))
+    body = tag("tbody", [tag("tr", [cell if _is_cell(cell) else tag("td", cell) for cell in row]) for row in rows])
+    return tag("div", tag("table", tag("caption", caption) if caption else None, head, body), class_=kind, tabindex=0)
+
+
+def _is_cell(child: Child) -> bool:
+    return isinstance(child, Markup) and child.startswith("<td")
+
+
 def _attribute(name: str, value: Value) -> str:
     if value is None or value is False:
         return ""
@@ -83,9 +96,8 @@ def page_html(rule: Rule) -> Markup:
     """What someone with a finding wants to know about its rule, and its limits. `gradcheck rule NAME` prints the whole page."""
     parts = [_block(b) for b in _sections(rule.page)]
     if rule.limits:
-        head = tag("tr", [tag("th", h, scope="col") for h in ("limit", "value")])
-        rows = [tag("tr", tag("td", tag("code", k.replace("_", "-"))), tag("td", f"{x.value:g} {x.unit}")) for k, x in rule.limits.items()]
-        parts.append(tag("table", tag("thead", head), tag("tbody", rows)))
+        rows = ((tag("code", k.replace("_", "-")), f"{x.value:g} {x.unit}") for k, x in rule.limits.items())
+        parts.append(table(("limit", "value"), rows))
     parts.append(tag("p", "The sources of the limits, an example and references: ", tag("code", f"gradcheck rule {rule.name}")))
     return tag("div", parts, class_="page")
 
@@ -121,54 +133,31 @@ def inline(source: str) -> Markup:
     return join(x for pair in zip(parts[::3], [*codes, ""], strict=True) for x in pair)
 
 
-LIGHT: Mapping[str, str] = {
-    "paper": "#ffffff",
-    "panel": "#f6f8fa",
-    "ink": "#1b1f24",
-    "soft": "#57606a",
-    "line": "#d5dbe1",
-    "grid": "#e6eaee",
-    "error": "#b3261e",
-    "warning": "#8a5300",
-    "info": "#0b5cad",
-    "good": "#136c34",
-    "error-back": "#fdeeec",
-    "warning-back": "#fdf3e1",
-    "info-back": "#e9f2fc",
-    "good-back": "#e6f6eb",
-    "gradient": "#0b5cad",
-    "output": "#8a3ea8",
-    "first": "#0b5cad",
-    "second": "#b35900",
-    "third": "#1a7f4b",
-    "fourth": "#8a3ea8",
-    "fifth": "#a1285f",
-    "sixth": "#57606a",
+THEMES: Mapping[str, tuple[str, str]] = {  # light, dark
+    "paper": ("#ffffff", "#0f1419"),
+    "panel": ("#f6f8fa", "#171d24"),
+    "ink": ("#1b1f24", "#e6edf3"),
+    "soft": ("#57606a", "#9fabb8"),
+    "line": ("#d5dbe1", "#313a44"),
+    "grid": ("#e6eaee", "#232b34"),
+    "error": ("#b3261e", "#ff8f85"),
+    "warning": ("#8a5300", "#f0b04a"),
+    "info": ("#0b5cad", "#76b9ff"),
+    "good": ("#136c34", "#62d38f"),
+    "error-back": ("#fdeeec", "#351a1b"),
+    "warning-back": ("#fdf3e1", "#33270f"),
+    "info-back": ("#e9f2fc", "#12263b"),
+    "good-back": ("#e6f6eb", "#10291b"),
+    "gradient": ("#0b5cad", "#76b9ff"),
+    "output": ("#8a3ea8", "#d6a9f5"),
+    "first": ("#0b5cad", "#76b9ff"),
+    "second": ("#b35900", "#f0a35a"),
+    "third": ("#1a7f4b", "#62d38f"),
+    "fourth": ("#8a3ea8", "#d6a9f5"),
+    "fifth": ("#a1285f", "#ff9ac4"),
+    "sixth": ("#57606a", "#9fabb8"),
 }
-DARK: Mapping[str, str] = {
-    "paper": "#0f1419",
-    "panel": "#171d24",
-    "ink": "#e6edf3",
-    "soft": "#9fabb8",
-    "line": "#313a44",
-    "grid": "#232b34",
-    "error": "#ff8f85",
-    "warning": "#f0b04a",
-    "info": "#76b9ff",
-    "good": "#62d38f",
-    "error-back": "#351a1b",
-    "warning-back": "#33270f",
-    "info-back": "#12263b",
-    "good-back": "#10291b",
-    "gradient": "#76b9ff",
-    "output": "#d6a9f5",
-    "first": "#76b9ff",
-    "second": "#f0a35a",
-    "third": "#62d38f",
-    "fourth": "#d6a9f5",
-    "fifth": "#ff9ac4",
-    "sixth": "#9fabb8",
-}
+LIGHT, DARK = ({name: colors[theme] for name, colors in THEMES.items()} for theme in (0, 1))
 # What is read on what: (text, background).
 READ = (
     *((ink, back) for ink in ("ink", "soft", "error", "warning", "info", "good") for back in ("paper", "panel")),
@@ -200,3 +189,23 @@ SIGNS: Mapping[str, str] = {"error": "▲", "warning": "■", "info": "◆", "go
 def sign(level: Severity | str) -> Markup:
     """▲ error, ■ warning, ◆ info, ● good; the word beside it says the same to screen readers."""
     return tag("span", SIGNS[level], class_=f"sign {level}", aria_hidden="true")
+
+
+def html_page(title: str, style: Markup, body: Child, script: Markup | None = None, policy: str = "", *more: Markup) -> str:
+    """A document that loads nothing: only its own style and script count. `policy`: what else it may have; `more`: of the head."""
+    scripts = f" script-src '{_hash(script)}';" if script is not None else ""
+    allowed = f"default-src 'none';{policy} style-src '{_hash(style)}';{scripts} base-uri 'none'; form-action 'none'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=Markup(allowed)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        more,
+        tag("title", title),
+        tag("style", style),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + b64encode(sha256(content.encode()).digest()).decode()

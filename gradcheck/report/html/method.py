@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import counted, number
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.report.formatting import clean, counted, guesses, layer_count, scaled
+from gradcheck.report.formatting import clean, guesses, layer_count, scaled
 from gradcheck.report.html.markup import Child, inline, join, sign, tag
 from gradcheck.report.rows import unmeasured
 from gradcheck.types.finding import RuleState, RuleStatus

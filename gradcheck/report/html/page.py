@@ -7,23 +7,20 @@ of the style sheet is nested in the class of the fragment. Parts that need the s
 import functools
 import json
 import secrets
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.resources import files
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import counted
+from gradcheck.analysis.wording import counted, number
 from gradcheck.report.html.axes import linear_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP, course, curve_chart, groups
 from gradcheck.report.html.depth import columns, depth_chart, shown_layers
 from gradcheck.report.html.findings import findings, proof
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
 from gradcheck.report.html.layers import chosen_layers, distribution, layer_table
-from gradcheck.report.html.markup import DARK, LIGHT, Child, coordinate, inline, join, name, rule, sign, tag, variables
+from gradcheck.report.html.markup import DARK, LIGHT, Child, coordinate, html_page, inline, join, name, rule, sign, tag, variables
 from gradcheck.report.html.method import method, states
 from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import cure, gauges, level, plain_sign, sentence, verdict
@@ -73,23 +70,12 @@ def treatment(report: Report) -> Child:
 def document(reports: Sequence[Report]) -> str:
     """The whole page of one or several reports."""
     style, script = Markup(variables() + asset("style.css")), Markup(asset("script.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{' '.join(plain_sign(r) for r in reports)} gradcheck: {', '.join(r.target for r in reports)}"),
-        tag("style", style),
-    )
+    title = f"{' '.join(plain_sign(r) for r in reports)} gradcheck: {', '.join(r.target for r in reports)}"
     articles = [article(report, f"r{i}-", i, len(reports)) for i, report in enumerate(reports)]
     main = tag("main", _contents(reports) if len(reports) > 1 else None, articles, id="main")
     skip = tag("a", "skip to the report", href="#main", class_="skip")
-    body = tag("body", skip, _bar(reports), main, tag("div", id="tip", aria_hidden="true", hidden=True), tag("script", script))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    body = (skip, _bar(reports), main, tag("div", id="tip", aria_hidden="true", hidden=True), tag("script", script))
+    return html_page(title, style, body, script, " img-src data:;", tag("meta", name="referrer", content="no-referrer"))
 
 
 def article(report: Report, prefix: str, index: int, count: int) -> Markup:
@@ -211,10 +197,6 @@ def asset(file: str) -> str:
     return "\n".join(bare for line in lines if (bare := line.strip()) and not bare.startswith("// "))
 
 
-def _hash(content: str) -> str:
-    return "sha256-" + b64encode(sha256(content.encode()).digest()).decode()
-
-
 CLASS = "gradcheck-view"
 # How notebooks mark themselves as dark or light, whatever the system is: JupyterLab, Visual Studio Code, Colab.
 DARK_PLACES = ("[data-jp-theme-light=false]", ".vscode-dark", "html[theme=dark]")
@@ -237,17 +219,8 @@ def of_reports(reports: Sequence[Report]) -> str:
 
 def of_trial(result: TrialResult) -> str:
     """The verdict of a trial, its table and its curves."""
-    return _view(
-        [
-            tag(
-                "article",
-                tag("h2", f"Trial of {result.target}"),
-                tag("p", inline(result.verdict), class_="message"),
-                trial(result),
-                class_="report",
-            )
-        ]
-    )
+    parts = (tag("h2", f"Trial of {result.target}"), tag("p", inline(result.verdict), class_="message"), trial(result))
+    return _view(tag("article", *parts, class_="report"))
 
 
 def of_frame(frame: Frame | None, title: str) -> str:

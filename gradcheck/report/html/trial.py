@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from gradcheck.analysis.wording import number
-from gradcheck.report.formatting import counted
-from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
-from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
+from gradcheck.analysis.wording import counted, number
+from gradcheck.report.html.axes import Axis, path
+from gradcheck.report.html.curves import HUES, TALLEST, axis_for, curve, figure, grid, placed, row
 from gradcheck.report.html.findings import diff
-from gradcheck.report.html.markup import coordinate, inline, join, sign, tag
+from gradcheck.report.html.markup import Child, inline, join, sign, table, tag
 from gradcheck.types.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult
 
 MOST_CURVES = len(HUES)
@@ -31,16 +30,13 @@ WORDS: Mapping[EntryStatus, tuple[str, str]] = {
 
 def trial(result: TrialResult) -> Markup:
     """The curves, the recommended edit, the ranking, what each remedy did, and the strengths that were searched."""
-    head = tag(
-        "tr", [tag("th", h, scope="col") for h in ("remedy", "verdict", f"{result.metric}: difference", "interval", "seeds", "at the end")]
-    )
-    table = tag("table", tag("thead", head), tag("tbody", [_row(e) for e in (result.base, *result.entries)]))
+    heads = ("remedy", "verdict", f"{result.metric}: difference", "interval", "seeds", "at the end")
     samples = f"{result.samples[0]} samples to train on, {result.samples[1]} to validate on" if any(result.samples) else ""
     size = ", ".join(part for part in (f"{result.steps} steps", samples, f"{result.seconds:.1f} s") if part)
     return join(
         _charts(result),
         join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
-        tag("div", table, class_="wide", tabindex=0),
+        table(heads, map(_row, (result.base, *result.entries))),
         tag("p", f"Differences are to the untreated model on the same seeds. {size}.", class_="soft"),
         _in_words(result),
         _together(result),
@@ -69,15 +65,14 @@ def _together(result: TrialResult) -> Markup | None:
     return tag("ul", rows, class_="remedies") if rows else None
 
 
-def _row(e: Entry) -> Markup:
+def _row(e: Entry) -> tuple[Child, ...]:
     level, words = WORDS[e.status]
     said = f"{words}: {e.reason}" if e.reason else words
     difference = tag("b", number(e.effect.difference)) if e.effect else ""
     known = e.effect is not None and math.isfinite(e.effect.low) and math.isfinite(e.effect.high)  # one seed has no interval
     interval = f"{number(e.effect.low)} to {number(e.effect.high)}" if e.effect and known else ""
     scores = ", ".join(f"{s.metric} {number(s.median)}" for s in e.scores[:2])
-    cells = (tag("b", e.title or e.name), join(sign(level), said), difference, interval, str(e.seeds or ""), scores)
-    return tag("tr", [tag("td", cell) for cell in cells])
+    return tag("b", e.title or e.name), join(sign(level), said), difference, interval, str(e.seeds or ""), scores
 
 
 def _drawn(result: TrialResult) -> list[Entry]:
@@ -105,10 +100,8 @@ def _chart(result: TrialResult, kind: str, curves: Sequence[Curve]) -> Markup | 
     lines = [mark for i, c in drawn for mark in _line(i, c, last, axis)]
     seeds = counted(max(e.seeds for e in entries), "seed")
     title = f"{kind} loss, median over {seeds}; band: lowest to highest"
-    content = (tag("title", title), grid(axis, last + 1), lines)
-    picture = tag("svg", content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
-    legend = tag("ul", [_legend(i, entries[i], c) for i, c in drawn], class_="runs")
-    return tag("figure", tag("figcaption", tag("b", title)), picture, legend, class_="losses")
+    legend = [row(_style(i), tag("b", entries[i].title or entries[i].name), f"{number(c.median[-1])}") for i, c in drawn]
+    return figure(title, "", title, [*grid(axis, last + 1), *lines], legend)
 
 
 def curve_axis(curves: Sequence[Curve]) -> Axis:
@@ -116,23 +109,18 @@ def curve_axis(curves: Sequence[Curve]) -> Axis:
     values = [v for c in curves for v in c.median if math.isfinite(v)]
     ceiling = TALLEST * max((c.median[0] for c in curves if math.isfinite(c.median[0])), default=math.inf)
     shown = [v for v in values if ceiling <= 0 or v <= ceiling] or values
-    wide = min(shown) > 0 and max(shown) / min(shown) >= LOG_FROM
-    return (log_axis if wide else linear_axis)(shown, BOTTOM, TOP)
+    return axis_for(shown)
 
 
 def _line(i: int, c: Curve, last: int, axis: Axis) -> tuple[Markup, Markup]:
-    def points(values: Sequence[float]) -> list[tuple[float, float] | None]:
-        places = (LEFT + step / max(last, 1) * (RIGHT - LEFT) for step in c.steps)
-        return [(x, axis(v)) if math.isfinite(v) else None for x, v in zip(places, values, strict=False)]
-
-    edge = [p for p in (*points(c.high), *reversed(points(c.low))) if p is not None]
+    ends = (*placed(c.steps, c.high, last, axis), *reversed(placed(c.steps, c.low, last, axis)))
+    edge = [p for p in ends if p is not None]
     band = tag("path", class_=f"range {HUES[i]}", d=path(edge) + "Z" if edge else "")
-    return band, tag("path", class_=f"curve {HUES[i]} dash{i % 4}", d=path(points(c.median)))
+    return band, curve(_style(i), c.steps, c.median, last, axis)
 
 
-def _legend(i: int, e: Entry, c: Curve) -> Markup:
-    line = tag("svg", tag("path", class_=f"curve {HUES[i]} dash{i % 4}", d="M0 6 26 6"), viewBox="0 0 26 12", aria_hidden="true")
-    return tag("li", line, tag("b", e.title or e.name), f" {number(c.median[-1])}")
+def _style(i: int) -> str:
+    return f"curve {HUES[i]} dash{i % 4}"
 
 
 def _searched(points: Sequence[SearchPoint]) -> Markup | None:
@@ -140,12 +128,10 @@ def _searched(points: Sequence[SearchPoint]) -> Markup | None:
     if not points:
         return None
     known = sorted(points, key=lambda p: (p.remedy, math.inf if p.value is None else p.value))
-    head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "strength", "loss", "state")])
-    table = tag("table", tag("thead", head), tag("tbody", [_strength(p) for p in known]))
-    return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), tag("div", table, class_="wide", tabindex=0))
+    shown = table(("remedy", "strength", "loss", "state"), map(_strength, known))
+    return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), shown)
 
 
-def _strength(p: SearchPoint) -> Markup:
+def _strength(p: SearchPoint) -> tuple[Child, ...]:
     settings = ", ".join(f"{name} {number(value)}" for name, value in p.settings.items())
-    cells = (tag("b", p.remedy), settings, "" if p.value is None else number(p.value), "" if p.state == "complete" else p.state)
-    return tag("tr", [tag("td", cell) for cell in cells])
+    return tag("b", p.remedy), settings, "" if p.value is None else number(p.value), "" if p.state == "complete" else p.state

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from gradcheck.analysis.wording import counted
 from gradcheck.judge.scores import BANDS, UNSCORED, Score, scores
-from gradcheck.report.formatting import conditions, counted, guesses, looked, summary, tree
+from gradcheck.report.formatting import conditions, guesses, looked, summary, tree
 from gradcheck.report.html.findings import diff
 from gradcheck.report.html.markup import SIGNS, inline, join, sign, tag
 from gradcheck.types.finding import Severity

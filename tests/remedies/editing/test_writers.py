@@ -32,9 +32,7 @@ def test_a_setting_is_changed_where_the_optimizer_is_created() -> None:
 
 def test_a_setting_that_is_not_there_is_added_behind_the_others() -> None:
     sheet = stack()
-    assert sheet.edited(fix("weaker-weight-decay", weight_decay=0.01)) == sheet.text.replace(
-        "eps=0.1)", "eps=0.1, weight_decay=0.01)"
-    )
+    assert sheet.edited(fix("weaker-weight-decay", weight_decay=0.01)) == sheet.text.replace("eps=0.1)", "eps=0.1, weight_decay=0.01)")
 
 
 def test_a_number_is_changed_where_its_name_is_defined() -> None:
@@ -282,9 +280,7 @@ def test_a_softmax_goes_over_another_axis() -> None:
         ("x.softmax(0)", "x.softmax(1)"),
     ):
         sheet = Sheet(HEAD + f"def f(x):\n    return {before}\n")
-        assert sheet.edited(fix("fix-softmax-dimension", "", location=sheet.at(before), dim=1)) == sheet.text.replace(
-            before, after
-        )
+        assert sheet.edited(fix("fix-softmax-dimension", "", location=sheet.at(before), dim=1)) == sheet.text.replace(before, after)
 
 
 # ------------------------------------------------------------------------- several at once

@@ -18,9 +18,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_activation_is_replaced_as_module_function_and_method() -> None:
     sheet = stack()
-    assert sheet.edited(fix("replace-activation", "1", old="sigmoid", new="relu")) == sheet.text.replace(
-        "nn.Sigmoid()", "nn.ReLU()"
-    )
+    assert sheet.edited(fix("replace-activation", "1", old="sigmoid", new="relu")) == sheet.text.replace("nn.Sigmoid()", "nn.ReLU()")
     sheet = net()
     p = fix("replace-activation", ":sigmoid", old="sigmoid", new="leaky_relu", negative_slope=0.01)
     assert sheet.edited(p) == sheet.text.replace("torch.sigmoid(self.first(x))", "F.leaky_relu(self.first(x), 0.01)")
@@ -38,9 +36,7 @@ def test_a_class_that_is_handed_over_is_replaced_where_it_is_given() -> None:
 
 def test_an_output_activation_goes_with_its_line() -> None:
     sheet = Sheet(HEAD + STACK.replace("  # the head\n", "\n        nn.Softmax(dim=1),\n")).layer("3", "nn.Softmax(dim=1)", kind="softmax")
-    assert sheet.edited(fix("remove-output-activation", "3", function="softmax")) == sheet.text.replace(
-        "        nn.Softmax(dim=1),\n", ""
-    )
+    assert sheet.edited(fix("remove-output-activation", "3", function="softmax")) == sheet.text.replace("        nn.Softmax(dim=1),\n", "")
 
 
 def test_an_activation_is_inserted_in_a_sequential_and_in_forward() -> None:
@@ -144,9 +140,7 @@ def test_a_layer_whose_site_makes_others_too_is_not_touched_alone() -> None:
 def test_a_bypass_is_written_into_the_loop_the_block_and_around_items() -> None:
     sheet = listed()
     names = [f"body.{index}" for index in range(4)]
-    assert changed(sheet, sheet.edited(fix("add-residual", *names, scale=0.5))) == [
-        "            x = torch.relu(x + 0.5 * layer(x))"
-    ]
+    assert changed(sheet, sheet.edited(fix("add-residual", *names, scale=0.5))) == ["            x = torch.relu(x + 0.5 * layer(x))"]
     text = (
         HEAD + "class Block(nn.Module):\n    def forward(self, x):\n        return self.f(x)\n\n\nmodel = nn.Sequential(Block(), Block())\n"
     )

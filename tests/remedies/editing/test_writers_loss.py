@@ -92,9 +92,7 @@ def test_an_import_that_is_added_does_not_shift_what_is_changed() -> None:
     sheet = Sheet(f"from torch.optim import SGD\n\n\ndef f(z, y):\n    return {before}\n")
     sheet.having(loss_operations=(LossOperation("log", "softmax", sheet.at(before)),))
     added = "from torch.nn import functional as F\nfrom torch.optim import SGD\n"
-    assert (
-        sheet.edited(fix("stable-loss", location=sheet.at(before))) == f"{added}\n\ndef f(z, y):\n    return F.log_softmax(z, 1)\n"
-    )
+    assert sheet.edited(fix("stable-loss", location=sheet.at(before))) == f"{added}\n\ndef f(z, y):\n    return F.log_softmax(z, 1)\n"
 
 
 # ---------------------------------------------------------------------- data, regularisation

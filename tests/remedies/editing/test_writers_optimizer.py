@@ -9,10 +9,7 @@ import pytest
 from tests import literals
 from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
-PLAIN, DECAYED = (
-    fix("adaptive-optimizer", lr=3e-4, weight_decay=0.0),
-    fix("adaptive-optimizer", lr=1e-3, weight_decay=0.01),
-)
+PLAIN, DECAYED = (fix("adaptive-optimizer", lr=3e-4, weight_decay=0.0), fix("adaptive-optimizer", lr=1e-3, weight_decay=0.01))
 
 
 @pytest.fixture(autouse=True)
