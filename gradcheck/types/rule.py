@@ -106,12 +106,14 @@ def found(
     *,
     layers: Sequence[str] = (),
     location: Location | None = None,
-    evidence: Sequence[Evidence] = (),
-    remedies: Sequence[Remedy] = (),
+    evidence: Evidence | Sequence[Evidence] = (),
+    remedies: Remedy | Sequence[Remedy] = (),
     confirmed: str = "",
 ) -> Finding:
-    """A finding of the rule that is running; the judge adds its code and name."""
-    return Finding("", "", severity, message, tuple(layers), location, tuple(evidence), tuple(remedies), confirmed)
+    """A finding of the rule that is running; the judge adds its code and name. `confirmed`: what makes it an error; else it is left out."""
+    numbers = (evidence,) if isinstance(evidence, Evidence) else tuple(evidence)
+    cures = (remedies,) if isinstance(remedies, Remedy) else tuple(remedies)
+    return Finding("", "", severity, message, tuple(layers), location, numbers, cures, confirmed if severity == "error" else "")
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _finding(m: Measurement, group: Sequence[tuple[Attention, Evidence, Severity
         location=a.site,
         evidence=(evidence, *_rest(a, evidence)),
         remedies=_remedies(m, a),
-        confirmed=probe_failure(m) if severity == "error" else "",
+        confirmed=probe_failure(m),
     )
 
 

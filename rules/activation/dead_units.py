@@ -116,7 +116,7 @@ def _dead_finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("dead units", share, limit, ">=", "of the units", worst.name),),
+        evidence=Evidence("dead units", share, limit, ">=", "of the units", worst.name),
         remedies=_dead_remedies(m, from_start),
         confirmed=confirmed,
     )

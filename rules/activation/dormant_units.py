@@ -107,5 +107,5 @@ def _finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding:
             Evidence("dormant units", share, limits["share"], ">=", "of the units", worst.name),
             Evidence("dormant units at the start", d.at_start / d.units, None, "=", "of the units", worst.name),
         ],
-        remedies=[Remedy("lower-learning-rate", lower, "safe")],
+        remedies=Remedy("lower-learning-rate", lower, "safe"),
     )

@@ -110,6 +110,6 @@ def _finding(m: Measurement, group: list[Layer], pairs: dict[str, LinearPair], l
         message,
         layers=tuple(dict.fromkeys(touched)),
         location=group[0].site,
-        evidence=(Evidence(f"width against the narrower side ({number(low)})", p.inner / low, limits["rank"], ">=", "times", p.first),),
-        remedies=(remedy,),
+        evidence=Evidence(f"width against the narrower side ({number(low)})", p.inner / low, limits["rank"], ">=", "times", p.first),
+        remedies=remedy,
     )

@@ -99,7 +99,7 @@ def _saturation_finding(m: Measurement, group: list[Layer], shares: dict[str, fl
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("saturated entries", share, limit, ">", "of the entries", worst.name),),
+        evidence=Evidence("saturated entries", share, limit, ">", "of the entries", worst.name),
         remedies=remedies[1:] if not m.data.given else remedies,
         confirmed=failure,
     )

@@ -116,8 +116,8 @@ def _untrained(adaptation: Adaptation, group: Sequence[Adapter], state: str, rem
     which = f"all {count} adapters" if len(group) == count > 1 else f"{len(group)} of {count} adapters"
     be = "is" if count == 1 else "are"
     message = f"{which} {be} {state}: {layers_in_words(names)} (limit {limit:.0f}). What they adapt is frozen, too, and does not learn"
-    evidence = [Evidence(f"adapters {state}", len(group), limit, ">", f"of {count}", names[0])]
-    return found("warning", message, layers=names, location=group[0].site, evidence=evidence, remedies=[remedy])
+    evidence = Evidence(f"adapters {state}", len(group), limit, ">", f"of {count}", names[0])
+    return found("warning", message, layers=names, location=group[0].site, evidence=evidence, remedies=remedy)
 
 
 # ------------------------------------------------------------------------------- left out
@@ -147,9 +147,9 @@ def _left_out(m: Measurement, adaptation: Adaptation, limit: float) -> list[Find
         f"(limit {limit:.0f}): {layers_in_words(missing)} stay as they are. A pattern of names may fit only some of them"
     )
     site = next((a.site for a in adaptation.adapters if a.layer == adapted[0]), None)
-    evidence = [Evidence("layers left out", len(missing), limit, ">", f"of {total} that differ by their index only", missing[0])]
+    evidence = Evidence("layers left out", len(missing), limit, ">", f"of {total} that differ by their index only", missing[0])
     text = f"adapt {layers_in_words(missing)}, too"
-    return [found("warning", message, layers=missing, location=site, evidence=evidence, remedies=[Remedy("adapt-siblings", text)])]
+    return [found("warning", message, layers=missing, location=site, evidence=evidence, remedies=Remedy("adapt-siblings", text))]
 
 
 def _without_indices(name: str) -> str:
@@ -188,6 +188,6 @@ def _scarce(m: Measurement, adaptation: Adaptation, limit: float) -> list[Findin
         f"{len(adapted)} of {total} linear layers with frozen weights ({percent(share)}, limit {percent(limit)}) have an adapter: "
         f"{layers_in_words(adapted)}. The others stay as they are"
     )
-    evidence = [Evidence("layers with an adapter", share, limit, "<", "of the frozen linear layers")]
+    evidence = Evidence("layers with an adapter", share, limit, "<", "of the frozen linear layers")
     remedy = Remedy("adapt-siblings", "adapt the other linear layers, too (PEFT: target_modules='all-linear')")
-    return [found("info", message, layers=adapted, location=adaptation.adapters[0].site, evidence=evidence, remedies=[remedy])]
+    return [found("info", message, layers=adapted, location=adaptation.adapters[0].site, evidence=evidence, remedies=remedy)]

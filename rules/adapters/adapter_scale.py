@@ -96,8 +96,8 @@ def _scaled_down(small: Sequence[Adapter], limit: float) -> Finding:
         message,
         layers=[x.layer for x in small],
         location=a.site,
-        evidence=[Evidence("scale x sqrt(rank)", _strength(a), limit, "<=", "", a.layer)],
-        remedies=[Remedy("rank-stabilised-scale", text)],
+        evidence=Evidence("scale x sqrt(rank)", _strength(a), limit, "<=", "", a.layer),
+        remedies=Remedy("rank-stabilised-scale", text),
     )
 
 
@@ -113,6 +113,6 @@ def _outweighs(m: Measurement, known: Sequence[Adapter], size: float, limit: flo
         message,
         layers=[worst.layer],
         location=worst.site,
-        evidence=[Evidence("size of the adapters", size, limit, ">", "of their weights", worst.layer)],
-        remedies=[Remedy("lower-learning-rate", text)],
+        evidence=Evidence("size of the adapters", size, limit, ">", "of their weights", worst.layer),
+        remedies=Remedy("lower-learning-rate", text),
     )

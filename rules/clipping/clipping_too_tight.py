@@ -85,5 +85,5 @@ def clipping_too_tight(m: Measurement, limits: Limits) -> Verdict:
         Evidence("share of clipped steps", clip.clipped, limits["share"], ">", "of the steps"),
         Evidence("usual gradient norm", usual, clip.threshold, ">"),
     ]
-    remedies = (Remedy("clip-gradient-norm", text, "safe"),)
+    remedies = Remedy("clip-gradient-norm", text, "safe")
     return [found(severity, message, location=clip.site or optimizer.site, evidence=evidence, remedies=remedies)]

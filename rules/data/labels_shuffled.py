@@ -87,7 +87,7 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
         Evidence("explained as they came", seen.source, limits["source"], ">=", "of the variance"),
     ]
     cure = Remedy("shuffle-together", "draw one order, and put inputs and targets in it together", "unsafe")
-    return [found("warning", message, location=seen.site or m.loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=seen.site or m.loop.backward_site, evidence=evidence, remedies=cure)]
 
 
 def _turned(m: Measurement, t: Turned, limit: float) -> Finding:
@@ -102,4 +102,4 @@ def _turned(m: Measurement, t: Turned, limit: float) -> Finding:
     ]
     cure = Remedy("shuffle-together", "draw once for each sample, and turn its image and its target by the same draw", "unsafe")
     site = (batches.reading or batches.site) if batches is not None else None
-    return found("warning", message, location=site, evidence=evidence, remedies=[cure])
+    return found("warning", message, location=site, evidence=evidence, remedies=cure)

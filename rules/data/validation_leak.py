@@ -84,7 +84,6 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
         f"{leak.shared} of the {leak.rows} samples that are looked at here, and not trained on, are among those that are trained on{twins} "
         f"({percent(share)}, limit {percent(limit)}): what they show is no figure of new data"
     )
-    evidence = [Evidence("validation samples that are trained on", share, limit, ">", "of the samples")]
+    evidence = Evidence("validation samples that are trained on", share, limit, ">", "of the samples")
     cure = Remedy("split-once", "split the data once, before anything else, and train on the one part only", "unsafe")
-    severity, confirmed = ("error", BY_VALUE) if error else ("warning", "")
-    return [found(severity, message, location=leak.site, evidence=evidence, remedies=[cure], confirmed=confirmed)]  # type: ignore[arg-type]
+    return [found("error" if error else "warning", message, location=leak.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)]

@@ -122,13 +122,11 @@ def _cut(m: Measurement, cuts: Sequence[Cut], parameters: Sequence[Parameter]) -
         f"{head}: {meaning}",
         layers=owners_of(parameters) or [cut.layer],
         location=next((c.site for c in cuts if c.site), None) or site_of(m, [cut.layer]),
-        evidence=(_share(m, parameters),),
-        remedies=(
-            Remedy(
-                "remove-detach", f"remove {operation}, or freeze what lies before it with requires_grad_(False) if that is meant", "unsafe"
-            ),
+        evidence=_share(m, parameters),
+        remedies=Remedy(
+            "remove-detach", f"remove {operation}, or freeze what lies before it with requires_grad_(False) if that is meant", "unsafe"
         ),
-        confirmed=BY_VALUE if severity == "error" else "",
+        confirmed=BY_VALUE,
     )
 
 
@@ -141,8 +139,8 @@ def _idle(m: Measurement, parameters: Sequence[Parameter]) -> Finding:
         f"{layers_in_words(owners)}: {why} in this scan; {count_in_words(m, parameters)} get no gradient and keep their initial values",
         layers=owners,
         location=site_of(m, owners),
-        evidence=(_share(m, parameters),),
-        remedies=(Remedy("remove-unused-modules", "remove them, call them, or freeze them with requires_grad_(False)"),),
+        evidence=_share(m, parameters),
+        remedies=Remedy("remove-unused-modules", "remove them, call them, or freeze them with requires_grad_(False)"),
     )
 
 
@@ -158,7 +156,7 @@ def _all_disconnected(m: Measurement, trainable: Sequence[Parameter]) -> Finding
         f"the loss sends no gradient to any of the {len(trainable)} trainable parameters{by}; the model cannot learn",
         layers=owners_of(trainable)[:20],
         location=cut.site if cut else None,
-        evidence=(_share(m, trainable),),
+        evidence=_share(m, trainable),
         remedies=_all_cut(m, cut),
         confirmed=BY_VALUE,
     )

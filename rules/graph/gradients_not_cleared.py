@@ -88,8 +88,8 @@ def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
         "error",
         message,
         location=loop.backward_site or loop.step_site,
-        evidence=(Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", f"call {call} before each backward()"),),
+        evidence=Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),
+        remedies=Remedy("clear-gradients", f"call {call} before each backward()"),
         confirmed=BY_VALUE,
     )
 
@@ -105,7 +105,7 @@ def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
         "error",
         message,
         location=loop.clear_site or loop.step_site,
-        evidence=(Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", f"move zero_grad() before backward(), or behind {step}"),),
+        evidence=Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),
+        remedies=Remedy("clear-gradients", f"move zero_grad() before backward(), or behind {step}"),
         confirmed=BY_VALUE,
     )

@@ -72,9 +72,9 @@ def _hidden(tensors: Sequence[HiddenTensor]) -> Finding:
         f"limit 0) are missing from parameters(): {never} to() and state_dict() leave them out",
         layers=tuple(dict.fromkeys(t.name for t in tensors if t.name)),
         location=first.site,
-        evidence=(Evidence("trainable tensors outside parameters()", len(tensors), 0, ">"),),
-        remedies=(_registration(first),),
-        confirmed=BY_VALUE if severity == "error" else "",
+        evidence=Evidence("trainable tensors outside parameters()", len(tensors), 0, ">"),
+        remedies=_registration(first),
+        confirmed=BY_VALUE,
     )
 
 

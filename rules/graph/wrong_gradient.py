@@ -122,7 +122,7 @@ def _meant(d: Derivatives, limits: Limits) -> Finding:
     cure = Remedy(
         "keep-or-remove", f"if {by}{_place(d.layer)} is not meant to hide part of the derivative, let autograd see through it", "advice"
     )
-    return found("info", message, layers=[d.layer], location=d.site, evidence=[_evidence(d, limits["advice"])], remedies=[cure])
+    return found("info", message, layers=[d.layer], location=d.site, evidence=_evidence(d, limits["advice"]), remedies=cure)
 
 
 def _wrong_function(d: Derivatives, wrong: float, limits: Limits) -> Finding:
@@ -140,9 +140,8 @@ def _wrong_function(d: Derivatives, wrong: float, limits: Limits) -> Finding:
         )
     said = f"; torch.autograd.gradcheck says: {d.gradcheck}" if d.gradcheck else ""
     text = f"correct {d.function}.backward, or leave it to autograd; check it with torch.autograd.gradcheck in float64{said}".rstrip(".")
-    confirmed = BY_VALUE if severity == "error" else ""
     cure = Remedy("fix-backward", text, "unsafe")
-    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=[cure], confirmed=confirmed)
+    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)
 
 
 def _hook(m: Measurement, d: Derivatives, limits: Limits) -> Finding:
@@ -158,9 +157,8 @@ def _hook(m: Measurement, d: Derivatives, limits: Limits) -> Finding:
     cure = Remedy(
         "remove-hook", f"remove the hook{_place(d.layer)}; clip gradients between backward and the optimizer's step instead", "unsafe"
     )
-    confirmed = failure if severity == "error" else ""
-    evidence = [_evidence(d, limits["disagreement"])]
-    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=[cure], confirmed=confirmed)
+    evidence = _evidence(d, limits["disagreement"])
+    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=cure, confirmed=failure)
 
 
 def _unexplained(d: Derivatives, limits: Limits) -> Finding:
@@ -169,4 +167,4 @@ def _unexplained(d: Derivatives, limits: Limits) -> Finding:
         "and no custom Function, hook or detached value explains it: an extension in C++, perhaps"
     )
     cure = Remedy("check-extensions", "run torch.autograd.gradcheck on operations that do not come from torch", "advice")
-    return found("info", message, evidence=[_evidence(d, limits["disagreement"])], remedies=[cure])
+    return found("info", message, evidence=_evidence(d, limits["disagreement"]), remedies=cure)

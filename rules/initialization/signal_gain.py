@@ -136,6 +136,6 @@ def _gain_finding(
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("gain against the activation's", times, limits["misfit"], ">", "times", worst.name),),
+        evidence=Evidence("gain against the activation's", times, limits["misfit"], ">", "times", worst.name),
         remedies=(*cures.reinitialise(m, group), *cures.rescale(m)),
     )

@@ -76,6 +76,6 @@ def log_evaluation_departs(m: Measurement, limits: Limits) -> Verdict:
         f"({percent(rise / abs(best))} more, limit {percent(limits['rise'])}), while the training loss falls on: the weights of "
         f"{at_step(step)} are better than the last ones"
     )
-    evidence = (Evidence("rise of the evaluation loss", rise / abs(best) if best else 0.0, limits["rise"], ">", "of the lowest"),)
-    remedies = (look(m, f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data"),)
+    evidence = Evidence("rise of the evaluation loss", rise / abs(best) if best else 0.0, limits["rise"], ">", "of the lowest")
+    remedies = look(m, f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data")
     return [found("warning", message, evidence=evidence, remedies=remedies)]

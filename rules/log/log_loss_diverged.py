@@ -104,8 +104,8 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     finished = m.log is not None
     if finished and first > 0 and last > limits["blown"] * first and not _may_be_meant(log, curve, limits):
         message = f"the loss ({curve.name}) rises from {number(first)} to {number(last)} at the end (limit {number(limits['blown'])} times)"
-        evidence = (Evidence("last level over the first", last / first, limits["blown"], ">"),)
-        remedies = (look(m, "lower the rate, and see which layer grows first"),)
+        evidence = Evidence("last level over the first", last / first, limits["blown"], ">")
+        remedies = look(m, "lower the rate, and see which layer grows first")
         return [found("error", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
     if not finished and learned < limits["least"] * abs(first):
         return []
@@ -122,9 +122,9 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
         f"the loss ({curve.name}) falls to {number(best)} by {at_step(step)}, and then rises to {number(last)} at the end, {where} "
         f"(limit {percent(limits['lost'])}): the last weights are worse than those of {at_step(step)}"
     )
-    evidence = (Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">"),)
-    remedies = (look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
-    return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]
+    evidence = Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">")
+    remedies = look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate")
+    return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
 
 
 def _may_be_meant(log: LogFacts, curve: LogColumn, limits: Limits) -> bool:

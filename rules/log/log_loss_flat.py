@@ -86,11 +86,9 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"the loss ({curve.name}) stays at {number(level)}: guessing among {classes} classes costs ln({classes}) = "
             f"{number(math.log(classes))}, and nothing better was learned"
         )
-        evidence = (Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], "<"),)
+        evidence = Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], "<")
         return [
-            found(
-                "warning", message, evidence=evidence, remedies=(look(m, "find out whether a gradient arrives, and what the steps change"),)
-            )
+            found("warning", message, evidence=evidence, remedies=look(m, "find out whether a gradient arrives, and what the steps change"))
         ]
     if len(curve.values) < limits["points" if m.log is not None else "steps"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
@@ -104,8 +102,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"the loss ({curve.name}) does not fall: it begins at {number(first)}, and its lowest level is {number(best)} "
             f"({percent(fall / abs(first) if first else 0.0)} lower, limit {percent(limits['fall'])})"
         )
-        evidence = (Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<"),)
-        remedies = (look(m, "find out whether a gradient arrives, and what the steps change"),)
+        evidence = Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<")
+        remedies = look(m, "find out whether a gradient arrives, and what the steps change")
         return [found("warning" if m.log is not None else "info", message, evidence=evidence, remedies=remedies)]
     middle = len(curve.values) // 2
     half = lowest(type(curve)(curve.name, curve.steps[:middle], curve.values[:middle]))[1]
@@ -116,8 +114,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
         f"the second half of the run, from {at_step(curve.steps[middle])} on, lowers the loss ({curve.name}) by {number(max(late, 0.0))}, "
         f"{percent(max(late, 0.0) / fall)} of the whole fall to {number(best)} (limit {percent(limits['late'])})"
     )
-    evidence = (Evidence("fall in the second half", late, limits["late"] * fall, "<"),)
-    return [found("info", message, evidence=evidence, remedies=(look(m, "see whether the rate, the data or the model sets the floor"),))]
+    evidence = Evidence("fall in the second half", late, limits["late"] * fall, "<")
+    return [found("info", message, evidence=evidence, remedies=look(m, "see whether the rate, the data or the model sets the floor"))]
 
 
 def _guessed(values: Sequence[float], within: float) -> int:

@@ -67,9 +67,9 @@ def _finding(m: Measurement, what: str, curve: LogColumn, limits: Limits) -> Fin
         step = curve.steps[-trailing]
         kind = "NaN" if math.isnan(curve.values[-trailing]) else "infinite"
         message = f"{what} ({curve.name}) is {kind} from {at_step(step)} on to the end, {trailing} of {len(broken)} logged values"
-        evidence = (Evidence("values that are not finite, at the end", trailing, least, ">="),)
+        evidence = Evidence("values that are not finite, at the end", trailing, least, ">=")
         remedy = look(m, f"find the operation that makes it, in the steps before {at_step(step)}")
-        return found("error", message, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
+        return found("error", message, evidence=evidence, remedies=remedy, confirmed=BY_VALUE)
     share = sum(broken) / len(broken)
     if share <= limits["share"]:
         return None
@@ -79,5 +79,5 @@ def _finding(m: Measurement, what: str, curve: LogColumn, limits: Limits) -> Fin
         f"{what} ({curve.name}) is not finite in {sum(broken)} of {len(broken)} logged values ({percent(share)}, limit {percent(limit)}), "
         f"first at {at_step(first)}, and finite again each time: so many steps are lost"
     )
-    evidence = (Evidence("share of values that are not finite", share, limit, ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, f"look at the steps around {number(first)}"),))
+    evidence = Evidence("share of values that are not finite", share, limit, ">")
+    return found("warning", message, evidence=evidence, remedies=look(m, f"look at the steps around {number(first)}"))

@@ -90,8 +90,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
         f"{number(worst.score)} standard {unit} above the values before (limit {number(limits['score'])}), {after}{others}"
         f"{_norm_before(log, worst)}"
     )
-    evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
-    remedies = (look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
+    evidence = Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations")
+    remedies = look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}")
     return [found(severity, message, evidence=evidence, remedies=remedies)]
 
 

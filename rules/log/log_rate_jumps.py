@@ -80,8 +80,8 @@ def _rise(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
         f"the learning rate ({curve.name}) jumps to {number(value)} at {at_step(step)}, {number(value / peak)} times the highest "
         f"one before (limit {number(limits['jump'])})"
     )
-    evidence = (Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
+    evidence = Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times")
+    return found("warning", message, evidence=evidence, remedies=look(m, "see what steps the scheduler, and how often"))
 
 
 def _fall(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Finding | None:
@@ -93,8 +93,8 @@ def _fall(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Find
                 f"{number(before / value)} times at once (limit {number(limits['fall'])}), with {percent((last - step) / last)} of the run "
                 "to go"
             )
-            evidence = (Evidence("fall of the rate at once", before / value, limits["fall"], ">", "times"),)
-            return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
+            evidence = Evidence("fall of the rate at once", before / value, limits["fall"], ">", "times")
+            return found("warning", message, evidence=evidence, remedies=look(m, "see what steps the scheduler, and how often"))
     return None
 
 
@@ -108,5 +108,5 @@ def _idle(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Find
         f"the learning rate ({curve.name}) is 0 from {at_step(since)} on: the last {percent(share)} of the run (limit "
         f"{percent(limits['idle'])}) change nothing"
     )
-    evidence = (Evidence("part of the run at a rate of 0", share, limits["idle"], ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, "lay the schedule out for all steps of the run"),))
+    evidence = Evidence("part of the run at a rate of 0", share, limits["idle"], ">")
+    return found("warning", message, evidence=evidence, remedies=look(m, "lay the schedule out for all steps of the run"))

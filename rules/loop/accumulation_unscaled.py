@@ -92,7 +92,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
         f"the gradient is {number(loop.weight)} times that of one large batch; {rest}"
     )
     text = f"divide the loss by {loop.accumulated} before backward()"
-    evidence = (Evidence("sum of the factors on the mean losses", loop.weight, limit, ">" if large else "<", "times one mean loss"),)
+    evidence = Evidence("sum of the factors on the mean losses", loop.weight, limit, ">" if large else "<", "times one mean loss")
     run = _learns_as_a_mean(m, loop.weight, limits["same_rate"])
     return [
         found(
@@ -100,7 +100,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
             message,
             location=loop.backward_site,
             evidence=evidence,
-            remedies=(Remedy("scale-loss", text),),
+            remedies=Remedy("scale-loss", text),
             confirmed=""
             if run is None
             else f"by the probe: {run_in_words(m.probe)}; at {number(run.rate_factor or 1)} of the rate, {run_in_words(run)}",
@@ -120,6 +120,6 @@ def _dropped(loop: LoopFacts, dropped: int) -> Finding:
         "step: they are wasted"
     )
     text = f"clear the gradients only after {'the update' if loop.by_hand else (loop.optimizer or 'optimizer') + '.step()'}"
-    evidence = (Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps"),)
+    evidence = Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps")
     location = loop.clear_site or loop.step_site
-    return found("warning", message, location=location, evidence=evidence, remedies=(Remedy("clear-gradients", text),))
+    return found("warning", message, location=location, evidence=evidence, remedies=Remedy("clear-gradients", text))

@@ -95,4 +95,4 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
         Evidence("gradient", seen.difference, limits["difference"], ">=", "of its size from that of one batch"),
     ]
     cure = Remedy("weigh-micro-batches", "sum the loss of each micro-batch, and divide by the number of elements of all of them")
-    return [found("warning", message, location=seen.site or loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=seen.site or loop.backward_site, evidence=evidence, remedies=cure)]

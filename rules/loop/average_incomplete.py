@@ -15,9 +15,7 @@ from gradcheck.types.structure import Statistics
     wants=("normalization",),
     limits={
         "cost": Limit(
-            1.5,
-            "times",
-            "measured: digits after 300 steps: a CNN with three batch normalizations 5.6, a perceptron with two 4.1",
+            1.5, "times", "measured: digits after 300 steps: a CNN with three batch normalizations 5.6, a perceptron with two 4.1"
         )
     },
 )
@@ -105,7 +103,7 @@ def _stale(a: LoopAverage, s: Statistics | None, limit: float) -> Finding:
         message,
         location=a.site,
         evidence=evidence,
-        remedies=(Remedy("follow-buffers", text),),
+        remedies=Remedy("follow-buffers", text),
     )
 
 
@@ -118,6 +116,6 @@ def _graded(a: LoopAverage) -> Finding:
         "info",
         message,
         location=a.site,
-        evidence=(Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),),
-        remedies=(Remedy("freeze-average", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),),
+        evidence=Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),
+        remedies=Remedy("freeze-average", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),
     )

@@ -85,7 +85,7 @@ def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
         "error",
         f"{call} at {number(clip.threshold)} {what}, in {count} of {clip.calls} calls (limit {percent(share)}): {effect}",
         location=clip.site,
-        evidence=(Evidence("calls at the wrong time or on the wrong parameters", count, share * clip.calls, ">", "calls"),),
-        remedies=(Remedy("move-clipping", cure),),
+        evidence=Evidence("calls at the wrong time or on the wrong parameters", count, share * clip.calls, ">", "calls"),
+        remedies=Remedy("move-clipping", cure),
         confirmed=BY_VALUE,
     )

@@ -69,8 +69,8 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
     since = f"from step {seen.first} on" if seen.trained_before else "from the start"
     limit = number(limits["steps"])
     message = f"{seen.steps} of {loop.steps} steps (limit {limit}), {since}, are taken in evaluation mode: {_effects(seen)}"
-    evidence = (Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps"),)
-    remedies = (Remedy("restore-training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
+    evidence = Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps")
+    remedies = Remedy("restore-training-mode", f"call train() on the model before step {seen.first}, after each evaluation")
     return [
         found(
             severity,
@@ -79,7 +79,7 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
             location=seen.site or loop.backward_site,
             evidence=evidence,
             remedies=remedies,
-            confirmed=BY_VALUE if severity == "error" else "",
+            confirmed=BY_VALUE,
         )
     ]
 

@@ -80,6 +80,6 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
         f"{what} the graph of every loss: those of {kept.steps} of {kept.window} steps were alive at once (limit {number(limit)}); memory "
         f"grows by about {size} with every step"
     )
-    evidence = [Evidence("steps whose graphs are alive", kept.steps, limit, ">=", "steps")]
+    evidence = Evidence("steps whose graphs are alive", kept.steps, limit, ">=", "steps")
     cure = Remedy("detach-kept", "keep loss.detach(), or loss.item(), in place of the loss")
-    return [found("warning", message, location=kept.site or loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=kept.site or loop.backward_site, evidence=evidence, remedies=cure)]

@@ -61,9 +61,8 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     count = f"none of the {loop.parameters} parameters of {name}" if loop.parameters else "no parameter"
     rest = f"while other optimizers take {loop.beside} steps" if loop.beside else "and the model stays as it was"
     message = f"{loop.backwards} backward passes and not a single step: {count} changes, {rest}"
-    evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
+    evidence = Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes")
     by_hand = "" if loop.parameters else ", or change the parameters themselves in place: `p = p - ...` makes another tensor"
-    remedies = (Remedy("call-step", f"call {name}.step() after backward(){by_hand}"),)
+    remedies = Remedy("call-step", f"call {name}.step() after backward(){by_hand}")
     severity: Severity = "warning" if loop.beside else "error"
-    confirmed = "" if loop.beside else BY_VALUE
-    return [found(severity, message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+    return [found(severity, message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]

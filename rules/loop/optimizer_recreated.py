@@ -91,8 +91,8 @@ def _forgetting(m: Measurement, loop: LoopFacts, limits: Limits) -> Finding:
         severity,
         message,
         location=loop.made_site,
-        evidence=(Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.in_all}"),),
-        remedies=(Remedy("keep-optimizer", f"make {name} once, before the loop", "safe"),),
+        evidence=Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.in_all}"),
+        remedies=Remedy("keep-optimizer", f"make {name} once, before the loop", "safe"),
         confirmed=f"by the probe: {_compared(m, kept).removeprefix('; ')}" if fails else "",
     )
 
@@ -119,6 +119,6 @@ def _restarting(loop: LoopFacts, limits: Limits) -> Finding:
         "warning",
         message,
         location=loop.schedule_made_site,
-        evidence=(Evidence("steps of one scheduler", loop.schedule_life, limits["schedule_life"], "<="),),
-        remedies=(Remedy("keep-scheduler", "make the scheduler once, before the loop", "safe"),),
+        evidence=Evidence("steps of one scheduler", loop.schedule_life, limits["schedule_life"], "<="),
+        remedies=Remedy("keep-scheduler", "make the scheduler once, before the loop", "safe"),
     )

@@ -102,8 +102,8 @@ def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:
     return found(
         "warning",
         message,
-        evidence=(Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),),
-        remedies=(Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),),
+        evidence=Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),
+        remedies=Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),
     )
 
 
@@ -113,8 +113,8 @@ def _same_data(ranks: RankFacts) -> Finding:
         "warning",
         f"the {ranks.count} ranks are given the same batch in each of {steps} steps that were compared: together they learn what one of "
         f"them would alone, at {ranks.count} times the cost",
-        evidence=(Evidence("steps with the same batch on all ranks", steps, 0, ">"),),
-        remedies=(Remedy("data-of-its-own", text + ", and set_epoch(epoch) in each epoch; or draw from another seed on each rank"),),
+        evidence=Evidence("steps with the same batch on all ranks", steps, 0, ">"),
+        remedies=Remedy("data-of-its-own", text + ", and set_epoch(epoch) in each epoch; or draw from another seed on each rank"),
     )
 
 
@@ -131,8 +131,8 @@ def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
         "error",
         message,
         layers=(last.parameter.rpartition(".")[0],),
-        evidence=(_evidence(last, limit),),
-        remedies=(Remedy("synchronise-ranks", SYNC if ranks.wrapper else WRAP),),
+        evidence=_evidence(last, limit),
+        remedies=Remedy("synchronise-ranks", SYNC if ranks.wrapper else WRAP),
         confirmed=BY_VALUE,
     )
 
@@ -154,8 +154,8 @@ def _averaged(ranks: RankFacts, since: int, limit: float) -> Finding:
         f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had "
         f"differed: {quoted(last.parameter)} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
         layers=(last.parameter.rpartition(".")[0],),
-        evidence=(_evidence(last, limit),),
-        remedies=(Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),),
+        evidence=_evidence(last, limit),
+        remedies=Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),
     )
 
 

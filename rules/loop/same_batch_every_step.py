@@ -75,8 +75,8 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     message = f"{seen.compared} steps see {batch}, {known}"
     message += ": the model memorises these" if severity == "warning" else ": fine if these are all the data"
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
-    evidence = (Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps"),)
-    return [found(severity, message, location=seen.site, evidence=evidence, remedies=(Remedy("next-batch", text),))]
+    evidence = Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps")
+    return [found(severity, message, location=seen.site, evidence=evidence, remedies=Remedy("next-batch", text))]
 
 
 def _unreachable(reads: LoopReads) -> Finding:
@@ -85,6 +85,6 @@ def _unreachable(reads: LoopReads) -> Finding:
         "warning",
         f"the sampler has {few} weights for {every} samples (expected {every}): it draws the first {few} only, again and again",
         location=reads.sampler_site,
-        evidence=(Evidence("weights of the sampler", few, every, "<", "samples"),),
-        remedies=(Remedy("weight-samples", "give the sampler a weight for each sample: class_weights[labels]", "unsafe"),),
+        evidence=Evidence("weights of the sampler", few, every, "<", "samples"),
+        remedies=Remedy("weight-samples", "give the sampler a weight for each sample: class_weights[labels]", "unsafe"),
     )

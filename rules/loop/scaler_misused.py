@@ -70,9 +70,9 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
             severity,
             message + asleep,
             location=location,
-            evidence=(Evidence("steps or calls that go wrong", count, limit, ">"),),
-            remedies=(Remedy("complete-scaler", text),),
-            confirmed=BY_VALUE if severity == "error" else "",
+            evidence=Evidence("steps or calls that go wrong", count, limit, ">"),
+            remedies=Remedy("complete-scaler", text),
+            confirmed=BY_VALUE,
         )
     ]
 

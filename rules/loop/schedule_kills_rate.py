@@ -26,20 +26,7 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
         "calls": Limit(4, "calls of step()", "heuristic: fewer may go the wrong way by chance"),
         "level": Limit(2, "times the loss", "heuristic: losses of training and validation lie closer at first, shares and ranks rarely"),
     },
-    explains=(
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "LOSS005",
-        "GRAD002",
-        "NUM001",
-        "LOOP001",
-        "ACT001",
-        "ACT002",
-        "CLIP001",
-        "GRAPH008",
-        "LOOP013",
-    ),
+    explains="OPT001 OPT007 OPT002 LOSS005 GRAD002 NUM001 LOOP001 ACT001 ACT002 CLIP001 GRAPH008 LOOP013".split(),
 )
 def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     """A scheduler takes the learning rate to nothing, or lets it explode, while the training goes on.
@@ -149,7 +136,7 @@ def _contrary(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Findin
         )
         evidence = Evidence("calls with a number worse than the first", len(rest), limits["calls"] - 1, ">=", "calls of step()")
         remedy = Remedy("change-schedule", f"build it with mode='{right}'")
-        return found("warning", message, location=s.site or s.step_site, evidence=(evidence,), remedies=(remedy,))
+        return found("warning", message, location=s.site or s.step_site, evidence=evidence, remedies=remedy)
     return None
 
 
@@ -169,8 +156,5 @@ def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evide
     text = f"{_often(loop)}step the scheduler once an epoch, or give it a schedule in steps"
     if loop.schedules == 0:
         text = "let the rate change over the whole training"
-    confirmed = BY_VALUE if severity == "error" else ""
     location = loop.schedule_site or loop.step_site
-    return found(
-        severity, message, location=location, evidence=(evidence,), remedies=(Remedy("change-schedule", text),), confirmed=confirmed
-    )
+    return found(severity, message, location=location, evidence=evidence, remedies=Remedy("change-schedule", text), confirmed=BY_VALUE)

@@ -150,4 +150,4 @@ def _power(factor: float, times: float) -> float:
 
 
 def _misplaced(s: LoopSchedule, message: str, evidence: Evidence, remedy: Remedy) -> Finding:
-    return found("warning", message, location=s.step_site or s.site, evidence=(evidence,), remedies=(remedy,))
+    return found("warning", message, location=s.step_site or s.site, evidence=evidence, remedies=remedy)

@@ -66,4 +66,4 @@ def _idle(load: LoopLoad) -> Finding:
         )
         evidence = Evidence("names that the state and the module have in common", 0, 0, "=", f"of {load.entries}")
         remedy = Remedy("check-arguments", "take the prefix off the names, and load with strict=True")
-    return found("warning", message, location=load.site, evidence=(evidence,), remedies=(remedy,))
+    return found("warning", message, location=load.site, evidence=evidence, remedies=remedy)

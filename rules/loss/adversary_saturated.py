@@ -82,4 +82,4 @@ def adversary_saturated(m: Measurement, limits: Limits) -> Verdict:
         Evidence("gradient", gradient, limits["gradient"], "<=", "of that at the start"),
     ]
     text = "use a loss that does not saturate, or a lower rate or fewer steps for the other training"
-    return [found("warning", message, location=m.loop.backward_site, evidence=evidence, remedies=[Remedy("balance-adversaries", text)])]
+    return [found("warning", message, location=m.loop.backward_site, evidence=evidence, remedies=Remedy("balance-adversaries", text))]

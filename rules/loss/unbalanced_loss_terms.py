@@ -88,7 +88,7 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
         Evidence("spread over the samples", pair.spread, limits["spread"], "<=", "of that before training"),
     ]
     cure = Remedy("average-term", "average this term over its entries, or sum both", "unsafe")
-    findings: list[Finding] = [found("warning", message, location=strong.site, evidence=evidence, remedies=[cure])]
+    findings: list[Finding] = [found("warning", message, location=strong.site, evidence=evidence, remedies=cure)]
     return findings
 
 

@@ -14,21 +14,7 @@ TRAINED_BEFORE = "the model was trained before: its statistics were learned"
     "batchnorm-in-eval",
     up_to="error",
     needs=("graph", "probe"),
-    explains=(
-        "GRAD001",
-        "GRAD002",
-        "ACT002",
-        "ACT004",
-        "INIT001",
-        "INIT003",
-        "INIT007",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "LOSS003",
-        "GRAPH008",
-        "LOSS005",
-    ),
+    explains="GRAD001 GRAD002 ACT002 ACT004 INIT001 INIT003 INIT007 OPT001 OPT007 OPT002 LOSS003 GRAPH008 LOSS005".split(),
 )
 def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     """Batch normalization trained from scratch in evaluation mode: it normalises nothing.
@@ -89,7 +75,7 @@ def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:
         message,
         layers=norm_names(group),
         location=group[0].site,
-        evidence=(Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),),
-        remedies=(Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),),
+        evidence=Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),
+        remedies=Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),
         confirmed=failure,
     )

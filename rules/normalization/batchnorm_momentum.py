@@ -91,4 +91,4 @@ def _momentum_finding(m: Measurement, group: list[Norm], severity: Severity, mea
     message = f"momentum {number(value)} of {name} (limit {number(evidence.limit or 0.0)}): {means}{gap}, and evaluation uses nothing else"
     swapped = f", or {number(1 - value)} if {number(value)} was meant as the weight of the past" if limits["highest"] <= value < 1 else ""
     remedy = Remedy("default-momentum", f"set momentum to 0.1, torch's default{swapped}", "advice")
-    return found(severity, message, layers=norm_names(group), location=main_site(group), evidence=(evidence,), remedies=(remedy,))
+    return found(severity, message, layers=norm_names(group), location=main_site(group), evidence=evidence, remedies=remedy)

@@ -102,7 +102,7 @@ def _few_finding(m: Measurement, few: list[Norm], severity: Severity, confirmed:
         message,
         layers=norm_names(few),
         location=worst.site,
-        evidence=(Evidence("values per feature", values, limit, "<", "", worst.layer),),
+        evidence=Evidence("values per feature", values, limit, "<", "", worst.layer),
         remedies=_batch_remedies(m, values, limits),
         confirmed=confirmed,
     )
@@ -124,5 +124,5 @@ def _refused_finding(m: Measurement, norm: Norm) -> Finding:
     )
     drop = Remedy("drop-last", "give the DataLoader drop_last=True, or batches of at least 2 samples", "advice")
     other = Remedy("batch-free-normalization", "replace BatchNorm by GroupNorm or LayerNorm, which need no batch", "unsafe")
-    evidence = (Evidence("values per feature", norm.values or 1.0, 2.0, "<", "", norm.layer or None),)
+    evidence = Evidence("values per feature", norm.values or 1.0, 2.0, "<", "", norm.layer or None)
     return found("error", message, layers=(norm.layer,), location=norm.site, evidence=evidence, remedies=(drop, other), confirmed=BY_VALUE)

@@ -60,5 +60,5 @@ def _bias_finding(group: list[Layer], followed: dict[str, Norm], m: Measurement)
         f"({followed[first.name].layer}): they have no effect"
     )
     remedy = Remedy("remove-bias", f"create {quoted(first.name)} with bias=False", "unsafe")
-    evidence = (Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name),)
-    return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,))
+    evidence = Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name)
+    return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=remedy)

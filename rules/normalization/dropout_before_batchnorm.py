@@ -102,6 +102,6 @@ def _shift_finding(m: Measurement, group: list[Norm], severity: Severity, limits
         message,
         layers=norm_names(group),
         location=worst.site,
-        evidence=(Evidence("variance in training over evaluation", shift(worst), limits["shift"], ">", "times", worst.layer),),
-        remedies=(remedy,),
+        evidence=Evidence("variance in training over evaluation", shift(worst), limits["shift"], ">", "times", worst.layer),
+        remedies=remedy,
     )

@@ -65,16 +65,9 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
             "nothing is learned from what is 0",
             layers=(half.layer,),
             location=layer.site if layer else None,
-            evidence=(
-                Evidence("gradient entries that are 0 unless the loss is scaled", half.flushed, limits["flushed"], ">", "", half.layer),
+            evidence=Evidence(
+                "gradient entries that are 0 unless the loss is scaled", half.flushed, limits["flushed"], ">", "", half.layer
             ),
-            remedies=(
-                Remedy(
-                    "loss-scaling",
-                    f"scale the loss by {number(half.scale)}, or with torch.amp.GradScaler",
-                    "safe",
-                ),
-                BFLOAT16,
-            ),
+            remedies=(Remedy("loss-scaling", f"scale the loss by {number(half.scale)}, or with torch.amp.GradScaler", "safe"), BFLOAT16),
         )
     ]

@@ -116,14 +116,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     ]
     layers = tuple(dict.fromkeys(p.layer for p, _ in small))
     return [
-        found(
-            severity,
-            message,
-            layers=layers,
-            location=m.optimizer.site,
-            evidence=evidence,
-            remedies=(Remedy("adam-epsilon", text, "safe"),),
-        )
+        found(severity, message, layers=layers, location=m.optimizer.site, evidence=evidence, remedies=Remedy("adam-epsilon", text, "safe"))
     ]
 
 

@@ -60,6 +60,6 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     other = {"Adam": "AdamW", "NAdam": "NAdam(decoupled_weight_decay=True)", "RAdam": "RAdam(decoupled_weight_decay=True)"}.get(
         o.name, "AdamW"
     )
-    evidence = (Evidence("coupled weight decay", o.weight_decay, limits["least"], ">"),)
+    evidence = Evidence("coupled weight decay", o.weight_decay, limits["least"], ">")
     remedy = Remedy("decoupled-weight-decay", f"use {other} with the same rate, and tune the decay again from 0.01", "advice")
-    return [found("info", message, location=o.site, evidence=evidence, remedies=(remedy,))]
+    return [found("info", message, location=o.site, evidence=evidence, remedies=remedy)]

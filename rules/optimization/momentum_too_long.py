@@ -61,6 +61,6 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
         f"momentum {number(o.momentum)} of {optimizer_in_words(m)} remembers {number(steps)} steps (limit {number(limits['steps'])}), "
         f"in which a step grows to that many times the rate: {run_in_words(m.probe)}"
     )
-    evidence = (Evidence("steps that the momentum remembers", steps, limits["steps"], ">=", "steps"),)
-    remedies = (Remedy("lower-momentum", f"set momentum to {USUAL}", "safe"),)
+    evidence = Evidence("steps that the momentum remembers", steps, limits["steps"], ">=", "steps")
+    remedies = Remedy("lower-momentum", f"set momentum to {USUAL}", "safe")
     return [found("info", message, location=o.site, evidence=evidence, remedies=remedies)]

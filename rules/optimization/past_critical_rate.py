@@ -87,7 +87,7 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
             at_most_info(m, "info" if ample else "warning"),
             message,
             location=m.optimizer.site,
-            evidence=[Evidence("rate over the critical rate", share, limit, ">", "at the first steps")],
-            remedies=[Remedy("lower-learning-rate", f"set the rate to {number(rate)}, a quarter of the critical one", "safe")],
+            evidence=Evidence("rate over the critical rate", share, limit, ">", "at the first steps"),
+            remedies=Remedy("lower-learning-rate", f"set the rate to {number(rate)}, a quarter of the critical one", "safe"),
         )
     ]

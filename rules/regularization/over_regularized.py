@@ -58,7 +58,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     kinds = " and ".join(run.lifted)
     message = f"{kinds} together keep the model from learning: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
     fell = relative_decrease(run, r.chance)
-    evidence = (Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss"),)
+    evidence = Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss")
     text = f"take {kinds} out until the training loss falls, then put one back at a time, judged by the validation loss"
-    remedies = (Remedy("less-regularization", text, "safe"),)
+    remedies = Remedy("less-regularization", text, "safe")
     return [found("warning", message, location=m.optimizer.site, evidence=evidence, remedies=remedies)]

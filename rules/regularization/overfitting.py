@@ -94,4 +94,4 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
         Evidence("validation loss minus training loss", gap, limits["standard_errors"] * v.standard_error, ">", "3 standard errors of it"),
         Evidence("rise of the validation loss above its lowest value", v.loss - lowest, limits["rise"] * abs(lowest), ">"),
     ]
-    return [found(severity, message, evidence=evidence, remedies=(Remedy("early-stopping", text, "advice"),))]
+    return [found(severity, message, evidence=evidence, remedies=Remedy("early-stopping", text, "advice"))]

@@ -91,11 +91,5 @@ def _misplaced(s: TokenStream, limits: Limits) -> Finding:
         cure = Remedy("shift-labels", text)
     evidence = Evidence(f"targets that are {s.ahead} places ahead", s.agreement, limits["same_token"], ">=", "of the places", s.layer)
     return found(
-        "error",
-        message,
-        layers=[s.layer],
-        location=s.loss_site or s.read_site,
-        evidence=[evidence],
-        remedies=[cure],
-        confirmed=BY_VALUE,
+        "error", message, layers=[s.layer], location=s.loss_site or s.read_site, evidence=evidence, remedies=cure, confirmed=BY_VALUE
     )

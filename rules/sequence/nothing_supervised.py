@@ -86,9 +86,9 @@ def _nothing(s: Supervision) -> Finding:
         "error" if certain else "warning",
         message,
         location=s.site,
-        evidence=[Evidence("batches without any target", s.empty, 0, ">", f"of {s.batches}")],
-        remedies=[Remedy("supervise-targets", text)],
-        confirmed=BY_VALUE if certain else "",
+        evidence=Evidence("batches without any target", s.empty, 0, ">", f"of {s.batches}"),
+        remedies=Remedy("supervise-targets", text),
+        confirmed=BY_VALUE,
     )
 
 
@@ -103,6 +103,6 @@ def _rows(s: Supervision, limits: Limits) -> Finding:
         "warning",
         message,
         location=s.site,
-        evidence=[Evidence("sequences without any target", share, limits["empty_rows"], ">", "of the sequences")],
-        remedies=[Remedy("supervise-targets", text)],
+        evidence=Evidence("sequences without any target", share, limits["empty_rows"], ">", "of the sequences"),
+        remedies=Remedy("supervise-targets", text),
     )

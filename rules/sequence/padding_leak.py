@@ -113,8 +113,8 @@ def _leak(m: Measurement, p: Padding, limit: float) -> Finding:
         message,
         layers=[p.at] if p.at else [],
         location=p.site,
-        evidence=[Evidence("change of the output without its padding", p.effect, limit, ">", "of the spread of the outputs", p.at or None)],
-        remedies=[_cure(p)],
+        evidence=Evidence("change of the output without its padding", p.effect, limit, ">", "of the spread of the outputs", p.at or None),
+        remedies=_cure(p),
         confirmed=failed,
     )
 
@@ -127,10 +127,8 @@ def _inverted(p: Padding) -> Finding:
         f"tokens at its padded positions do.{where} {percent(p.share)} of the positions are padding",
         layers=[p.at] if p.at else [],
         location=p.site,
-        evidence=[Evidence("change of the output with other tokens at the real positions", 0.0, ROUNDING, "<=", "of the output")],
-        remedies=[
-            Remedy("mask-padding", "mask what is padding: key_padding_mask is True where a key is to be left out, tokens == padding")
-        ],
+        evidence=Evidence("change of the output with other tokens at the real positions", 0.0, ROUNDING, "<=", "of the output"),
+        remedies=Remedy("mask-padding", "mask what is padding: key_padding_mask is True where a key is to be left out, tokens == padding"),
         confirmed=BY_VALUE,
     )
 

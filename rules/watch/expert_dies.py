@@ -96,5 +96,5 @@ def _finding(dead: list[Gauge], r: Router, limits: Limits) -> Finding:
             Evidence("share of the choices", worst.values[-1], bound, "<=", "", worst.name),
             Evidence("entropy of the router", r.entropy, None, "=", f"of log {number(r.experts)}", r.layer),
         ],
-        remedies=[Remedy("balance-experts", text)],
+        remedies=Remedy("balance-experts", text),
     )

@@ -81,6 +81,6 @@ def _finding(bad: list[Gauge], limits: Limits) -> Finding:
         message,
         layers=list(dict.fromkeys(g.layer for g in bad)),
         location=worst.site,
-        evidence=[Evidence("distance from its own history", d.score, limits["score"], ">", "standard deviations", worst.name)],
-        remedies=[Remedy("clip-gradient-norm", "clip the norm of the gradients at a few times its median, and lower the rate")],
+        evidence=Evidence("distance from its own history", d.score, limits["score"], ">", "standard deviations", worst.name),
+        remedies=Remedy("clip-gradient-norm", "clip the norm of the gradients at a few times its median, and lower the rate"),
     )

@@ -65,6 +65,6 @@ def output_logits_drift(m: Measurement, limits: Limits) -> Verdict:
             Evidence("mean log Z", last, limits["log_z"], ">", "", g.name),
             Evidence("growth over a quarter of the run", growth, limits["growth"], ">", "times", g.name),
         )
-        remedies = (Remedy("z-loss", "add 1e-4 * logits.logsumexp(-1).square().mean() to the loss, or decay the output layer's weights"),)
+        remedies = Remedy("z-loss", "add 1e-4 * logits.logsumexp(-1).square().mean() to the loss, or decay the output layer's weights")
         findings.append(found("warning", message, layers=[g.layer], location=g.site, evidence=evidence, remedies=remedies))
     return findings

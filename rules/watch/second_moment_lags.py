@@ -118,5 +118,5 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
             Evidence("root mean of g^2 over the second moment", lag, limit, ">", "", worst.name),
             Evidence("the same before", usual, None, "=", "", worst.name),
         ],
-        remedies=[Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients")],
+        remedies=Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients"),
     )

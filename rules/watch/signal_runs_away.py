@@ -88,5 +88,5 @@ def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limi
             Evidence("growth of the output in the last third", last, limits["growth"], ">", "times", first.name),
             Evidence("growth in the third before", before, None, "=", "times", first.name),
         ],
-        remedies=[Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights")],
+        remedies=Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights"),
     )

@@ -93,5 +93,5 @@ def _finding(m: Measurement, bad: list[tuple[Parameter, float, float]], limits: 
             Evidence("growth of the norm in the last third", last, limits["growth"], ">", "times", worst.name),
             Evidence("growth in the third before", before, None, "=", "times", worst.name),
         ],
-        remedies=[Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights")],
+        remedies=Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights"),
     )
