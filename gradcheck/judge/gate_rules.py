@@ -15,7 +15,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 
-@rule("META002", "failed-assertion", up_to="error")
+@rule("META002", up_to="error")
 def failed_assertion(m: Measurement, limits: Limits) -> Verdict:
     """A number is beyond a limit that the project's configuration sets.
 
@@ -52,7 +52,7 @@ def failed_assertion(m: Measurement, limits: Limits) -> Verdict:
     return not_applicable("no assertions in the configuration")
 
 
-@rule("META003", "stale-baseline", up_to="warning")
+@rule("META003", up_to="warning")
 def stale_baseline(m: Measurement, limits: Limits) -> Verdict:
     """An entry of the baseline whose finding is gone.
 

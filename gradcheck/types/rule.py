@@ -1,6 +1,6 @@
 """What a rule is: a pure function of a Measurement, with its name, limits and page beside it.
 
-    @rule("ACT002", "dead-units", up_to="error", needs=("units",),
+    @rule("ACT002", up_to="error", needs=("units",),
           limits={"warning_share": Limit(0.5, "of units", "SageMaker DeadRelu; ...")})
     def dead_units(m: Measurement, limits: Limits) -> Verdict:
         '''Units that are never active ... (the page: fixed headings, see PAGE_HEADINGS)'''
@@ -146,7 +146,7 @@ class Rule:
 
 def rule(
     code: str,
-    name: str,
+    name: str = "",
     *,
     up_to: Severity,
     needs: Sequence[Need] = (),
@@ -155,10 +155,10 @@ def rule(
     wants: Sequence[Need] = (),
     explains_here: Sequence[str] = (),
 ) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
-    """Makes a rule of a function."""
+    """Makes a rule of a function, named as the function, with hyphens, unless another name is given."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
-        here = tuple(explains_here)
-        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
+        called, here = name or check.__name__.replace("_", "-"), tuple(explains_here)
+        return Rule(code, called, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
 
     return wrap

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "ACT005",
-    "attention-collapse",
     up_to="error",
     needs=("attention", "probe"),
     limits={

@@ -42,7 +42,6 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
 
 @rule(
     "ACT004",
-    "collapsed-representation",
     up_to="error",
     needs=("similarity", "graph", "probe"),
     wants=("embeddings",),

@@ -13,7 +13,6 @@ def dead_share(layer: Layer) -> float:
 
 @rule(
     "ACT002",
-    "dead-units",
     up_to="error",
     needs=("units", "graph", "probe"),
     limits={

@@ -13,7 +13,6 @@ AMPLE = 0.9  # relative fall of the loss: what has learned so much did not lack 
 
 @rule(
     "ACT007",
-    "dormant-units",
     up_to="warning",
     needs=("units", "graph", "probe"),
     limits={

@@ -12,7 +12,6 @@ from gradcheck.types.structure import LinearPair
 
 @rule(
     "ACT006",
-    "missing-nonlinearity",
     up_to="warning",
     needs=("graph",),
     limits={"rank": Limit(1.0, "of the narrower side", "a product of matrices has at most the rank of its narrowest factor")},

@@ -18,7 +18,6 @@ def saturation(layer: Layer) -> float | None:
 
 @rule(
     "ACT001",
-    "saturated-activation",
     up_to="error",
     needs=("signals", "graph", "probe"),
     limits={

@@ -13,7 +13,6 @@ FEWEST = 3  # layers of one name outside of repeated blocks, of which some have 
 
 @rule(
     "TUNE001",
-    "adapter-coverage",
     up_to="warning",
     needs=("adapters", "optimizer"),
     limits={

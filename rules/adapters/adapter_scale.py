@@ -10,7 +10,6 @@ from gradcheck.types.structure import Adapter
 
 @rule(
     "TUNE002",
-    "adapter-scale",
     up_to="info",
     needs=("adapters", "probe"),
     limits={

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "CLIP003",
-    "clipping-by-value",
     up_to="info",
     needs=("clipping",),
     limits={"coordinates": Limit(0.01, "of the entries", "heuristic"), "cosine": Limit(0.9, "cosine", "heuristic: 26 degrees off")},

@@ -88,7 +88,6 @@ def breakdown(m: Measurement) -> NormSpike | None:
 
 @rule(
     "CLIP001",
-    "clipping-needed",
     up_to="warning",
     needs=("probe", "clipping"),
     limits={

@@ -13,7 +13,6 @@ TIGHT = 10.0  # times the threshold: a usual norm this large means that clipping
 
 @rule(
     "CLIP002",
-    "clipping-too-tight",
     up_to="warning",
     needs=("probe", "parameters", "clipping"),
     limits={"share": Limit(0.5, "of the steps", "Deep Learning Tuning Playbook: more than half is extremely aggressive")},

@@ -13,7 +13,6 @@ BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 @rule(
     "DATA004",
-    "degenerate-labels",
     up_to="error",
     needs=("data",),
     limits={

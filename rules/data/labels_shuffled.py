@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "DATA007",
-    "labels-shuffled",
     up_to="warning",
     needs=("loop",),
     limits={

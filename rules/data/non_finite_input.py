@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "DATA002",
-    "non-finite-input",
     up_to="error",
     needs=("data",),
     explains="NUM001 NUM002 LOSS002 LOSS003 LOSS005 OPT001 OPT007 OPT002 GRAD001 GRAD002 GRAD004 ACT001 ACT002 ACT004".split(),

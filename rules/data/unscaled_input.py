@@ -19,7 +19,6 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
 
 @rule(
     "DATA001",
-    "unscaled-input",
     up_to="error",
     needs=("data",),
     limits={

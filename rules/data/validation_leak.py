@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "DATA006",
-    "validation-leak",
     up_to="error",
     needs=("loop",),
     limits={

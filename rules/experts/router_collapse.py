@@ -12,7 +12,6 @@ HEALTHY = "calibration: 18 mixtures of 2 to 64 experts, with and without a balan
 
 @rule(
     "MOE001",
-    "router-collapse",
     up_to="error",
     needs=("routing",),
     wants=("probe",),

@@ -79,7 +79,6 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
 
 @rule(
     "GRAD002",
-    "exploding-gradient",
     up_to="error",
     needs=("signals", "graph", "losses", "probe"),
     limits=TREND_LIMITS

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "GRAD005",
-    "gradient-outliers",
     up_to="info",
     needs=("samples", "probe"),
     limits={

@@ -23,13 +23,7 @@ REMADE = ("detach", "data", "numpy", "item")  # cuts that keep the values: a loo
 IDLE = {"unused-output": "computed but not used in the loss", "not-called": "never called"}
 
 
-@rule(
-    "GRAPH001",
-    "disconnected-parameters",
-    up_to="error",
-    needs=("reach",),
-    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH001", up_to="error", needs=("reach",), explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002"))
 def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
     """Parameters that the optimizer should train get no gradient.
 

@@ -21,7 +21,6 @@ DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negativ
 
 @rule(
     "GRAPH004",
-    "gradient-ascent",
     up_to="error",
     needs=("probe", "losses"),
     wants=("terms",),

@@ -9,7 +9,6 @@ NO_SCRIPT = "no training script was run"
 
 @rule(
     "GRAPH006",
-    "gradients-not-cleared",
     up_to="error",
     needs=("loop",),
     limits={

@@ -12,7 +12,6 @@ ORDER = 1e-4  # as in measure/checks/dependence.py
 
 @rule(
     "GRAPH008",
-    "input-ignored",
     up_to="warning",
     needs=("dependence", "probe"),
     limits={

@@ -10,13 +10,7 @@ from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 
-@rule(
-    "GRAPH003",
-    "parameters-not-in-optimizer",
-    up_to="error",
-    needs=("optimizer", "reach"),
-    explains=("LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH003", up_to="error", needs=("optimizer", "reach"), explains=("LOSS005", "OPT001", "OPT007", "OPT002"))
 def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     """Trainable parameters are in no parameter group of the optimizer, or in two.
 

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 
 @rule(
     "GRAPH007",
-    "samples-mixed",
     up_to="error",
     needs=("dependence",),
     wants=("graph",),

@@ -9,13 +9,7 @@ from gradcheck.types.parameters import HiddenTensor
 from gradcheck.types.rule import Limits, Verdict, found, rule
 
 
-@rule(
-    "GRAPH002",
-    "unregistered-modules",
-    up_to="error",
-    needs=("graph",),
-    explains=("GRAPH001", "GRAPH003", "LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH002", up_to="error", needs=("graph",), explains=("GRAPH001", "GRAPH003", "LOSS005", "OPT001", "OPT007", "OPT002"))
 def unregistered_modules(m: Measurement, limits: Limits) -> Verdict:
     """Modules or parameters are held where `parameters()` does not see them.
 

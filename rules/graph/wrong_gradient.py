@@ -17,7 +17,6 @@ DIFFERENCE = "float64, 12 correct networks: at most 4.3e-8; a backward that is o
 
 @rule(
     "GRAPH005",
-    "wrong-gradient",
     up_to="error",
     needs=("derivatives", "probe"),
     limits={

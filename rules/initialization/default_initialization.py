@@ -13,7 +13,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "INIT007",
-    "default-initialization",
     up_to="error",
     needs=("signals", "parameters", "graph", "probe"),
     limits={

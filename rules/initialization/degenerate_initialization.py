@@ -20,7 +20,6 @@ def stays_degenerate(p: Parameter, limits: Limits) -> bool:
 
 @rule(
     "INIT005",
-    "degenerate-initialization",
     up_to="error",
     needs=("parameters", "units", "graph", "probe"),
     limits={

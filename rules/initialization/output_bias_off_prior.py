@@ -13,7 +13,6 @@ SHOWN = 4  # classes whose bias is written out
 
 @rule(
     "INIT008",
-    "output-bias-off-prior",
     up_to="info",
     needs=("losses", "data"),
     limits={

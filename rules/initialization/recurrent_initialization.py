@@ -49,7 +49,6 @@ def forget_finding(r: Recurrence, limits: Limits) -> Finding | None:
 
 @rule(
     "INIT004",
-    "recurrent-initialization",
     up_to="warning",
     needs=("recurrence", "probe", "parameters", "regularization"),
     limits={

@@ -42,7 +42,6 @@ def backward_gain(layer: Layer, value: float, parameters: Mapping[str, Parameter
 
 @rule(
     "INIT001",
-    "signal-gain",
     up_to="warning",
     needs=("signals", "parameters", "graph", "probe"),
     limits={

@@ -11,7 +11,6 @@ from gradcheck.types.structure import Shared
 
 @rule(
     "INIT006",
-    "symmetric-units",
     up_to="error",
     needs=("parameters", "graph"),
     limits={

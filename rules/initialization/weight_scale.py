@@ -13,7 +13,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "INIT002",
-    "weight-scale",
     up_to="error",
     needs=("parameters", "graph", "losses", "probe"),
     limits={

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOG006",
-    "log-evaluation-departs",
     up_to="warning",
     needs=("log",),
     limits={

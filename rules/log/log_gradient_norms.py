@@ -11,7 +11,6 @@ from gradcheck.types.training import LogColumn
 
 @rule(
     "LOG007",
-    "log-gradient-norms",
     up_to="warning",
     needs=("log",),
     limits={

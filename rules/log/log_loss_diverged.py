@@ -15,7 +15,6 @@ JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
 
 @rule(
     "LOG002",
-    "log-loss-diverged",
     up_to="error",
     needs=("log",),
     limits={

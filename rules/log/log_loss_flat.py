@@ -14,7 +14,6 @@ FEWEST, GUESSED = 8, range(2, 11)  # values; classes: of more, any loss is near 
 
 @rule(
     "LOG004",
-    "log-loss-flat",
     up_to="warning",
     needs=("log",),
     limits={

@@ -10,7 +10,6 @@ from gradcheck.types.training import LogColumn
 
 @rule(
     "LOG001",
-    "log-loss-not-finite",
     up_to="error",
     needs=("log",),
     limits={

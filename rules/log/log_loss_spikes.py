@@ -9,7 +9,6 @@ from gradcheck.types.training import LogFacts
 
 @rule(
     "LOG003",
-    "log-loss-spikes",
     up_to="warning",
     needs=("log",),
     limits={

@@ -14,7 +14,6 @@ EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two mea
 
 @rule(
     "LOG005",
-    "log-rate-jumps",
     up_to="warning",
     needs=("log",),
     limits={

@@ -11,7 +11,6 @@ from gradcheck.types.training import Run
 
 @rule(
     "LOOP006",
-    "accumulation-unscaled",
     up_to="error",
     needs=("loop",),
     wants=("probe",),

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP011",
-    "accumulation-unweighted",
     up_to="warning",
     needs=("loop",),
     limits={

@@ -9,7 +9,6 @@ from gradcheck.types.structure import Statistics
 
 @rule(
     "LOOP012",
-    "average-incomplete",
     up_to="warning",
     needs=("loop",),
     wants=("normalization",),

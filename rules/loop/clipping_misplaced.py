@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP002",
-    "clipping-misplaced",
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the calls", "heuristic: a misplaced call is misplaced every time")},

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP003",
-    "evaluation-mode-in-training",
     up_to="error",
     needs=("loop",),
     limits={"steps": Limit(2, "steps", "heuristic: one step may be an experiment of the script's")},

@@ -9,7 +9,6 @@ KILO = 1000
 
 @rule(
     "LOOP010",
-    "graph-retained",
     up_to="warning",
     needs=("loop",),
     limits={"steps": Limit(8, "steps", "measured: more than the last losses that loops keep to look at, see the page")},

@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP001",
-    "optimizer-never-steps",
     up_to="error",
     needs=("loop",),
     limits={"backwards": Limit(8, "backward passes", "heuristic: fewer may be one step of an accumulation")},

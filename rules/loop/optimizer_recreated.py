@@ -10,7 +10,6 @@ from gradcheck.types.training import ONE_OPTIMIZER, Run
 
 @rule(
     "LOOP009",
-    "optimizer-recreated",
     up_to="error",
     needs=("loop", "probe"),
     limits={

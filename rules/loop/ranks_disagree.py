@@ -13,7 +13,6 @@ SYNC = "leave no_sync() for the last backward pass before step(), and call the D
 
 @rule(
     "LOOP008",
-    "ranks-disagree",
     up_to="error",
     needs=("loop",),
     limits={

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP005",
-    "same-batch-every-step",
     up_to="warning",
     needs=("loop",),
     limits={

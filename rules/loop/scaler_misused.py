@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP007",
-    "scaler-misused",
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the steps", "heuristic: a wrong call is wrong every time")},

@@ -15,7 +15,6 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
 
 @rule(
     "LOOP004",
-    "schedule-kills-rate",
     up_to="error",
     needs=("loop",),
     limits={

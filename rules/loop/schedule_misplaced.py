@@ -11,7 +11,6 @@ WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "Sequent
 
 @rule(
     "LOOP013",
-    "schedule-misplaced",
     up_to="warning",
     needs=("loop",),
     limits={

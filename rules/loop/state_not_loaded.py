@@ -5,7 +5,7 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
 
 
-@rule("LOOP014", "state-not-loaded", up_to="warning", needs=("loop",))
+@rule("LOOP014", up_to="warning", needs=("loop",))
 def state_not_loaded(m: Measurement, limits: Limits) -> Verdict:
     """A `load_state_dict` leaves the module as it was.
 

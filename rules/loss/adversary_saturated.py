@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOSS007",
-    "adversary-saturated",
     up_to="warning",
     needs=("loop",),
     limits={

@@ -12,7 +12,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
 
 
-@rule("LOSS009", "inert-loss-term", up_to="warning", needs=("terms",))
+@rule("LOSS009", up_to="warning", needs=("terms",))
 def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     """A part of the loss sends no gradient to anything that is trained.
 

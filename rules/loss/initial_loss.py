@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOSS003",
-    "initial-loss",
     up_to="warning",
     needs=("probe", "losses"),
     limits={

@@ -11,7 +11,6 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "LOSS002",
-    "loss-domain",
     up_to="error",
     needs=("losses",),
     explains=("LOSS003", "LOSS005", "NUM001", "OPT001", "OPT007", "OPT002", "GRAPH004", "GRAD002", "GRAD004"),

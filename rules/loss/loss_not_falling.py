@@ -15,7 +15,6 @@ FEW_SAMPLES = 16  # that a training on one batch takes
 
 @rule(
     "LOSS005",
-    "loss-not-falling",
     up_to="error",
     needs=("probe",),
     wants=("baseline",),

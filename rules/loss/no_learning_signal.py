@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 
 @rule(
     "LOSS008",
-    "no-learning-signal",
     up_to="error",
     needs=("optimizer",),
     wants=("terms",),

@@ -15,7 +15,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOSS001",
-    "output-loss-mismatch",
     up_to="error",
     needs=("losses",),
     limits={

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "LOSS004",
-    "softmax-dimension",
     up_to="error",
     needs=("graph", "losses"),
     explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT007", "OPT002"),

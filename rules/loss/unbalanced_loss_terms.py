@@ -9,7 +9,6 @@ _MEASURED = "measured on 16 healthy autoencoders and 8 that collapse, see the pa
 
 @rule(
     "LOSS010",
-    "unbalanced-loss-terms",
     up_to="warning",
     needs=("balance", "probe"),
     limits={

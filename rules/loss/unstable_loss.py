@@ -40,7 +40,6 @@ NEAR = {
 
 @rule(
     "LOSS006",
-    "unstable-loss",
     up_to="warning",
     needs=("losses",),
     limits={

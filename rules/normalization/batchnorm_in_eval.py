@@ -11,7 +11,6 @@ TRAINED_BEFORE = "the model was trained before: its statistics were learned"
 
 @rule(
     "NORM005",
-    "batchnorm-in-eval",
     up_to="error",
     needs=("graph", "probe"),
     explains="GRAD001 GRAD002 ACT002 ACT004 INIT001 INIT003 INIT007 OPT001 OPT007 OPT002 LOSS003 GRAPH008 LOSS005".split(),

@@ -9,7 +9,6 @@ from gradcheck.types.structure import Norm
 
 @rule(
     "NORM006",
-    "batchnorm-momentum",
     up_to="warning",
     needs=("normalization", "graph"),
     limits={

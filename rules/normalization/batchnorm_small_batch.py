@@ -16,7 +16,6 @@ def useless_in_evaluation(m: Measurement, limits: Limits) -> bool:
 
 @rule(
     "NORM003",
-    "batchnorm-small-batch",
     up_to="error",
     needs=("normalization",),
     limits={

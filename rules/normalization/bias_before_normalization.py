@@ -8,7 +8,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 from gradcheck.types.structure import Norm
 
 
-@rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))
+@rule("NORM007", up_to="info", needs=("graph", "parameters"))
 def bias_before_normalization(m: Measurement, limits: Limits) -> Verdict:
     """Biases whose effect batch normalization cancels.
 

@@ -9,7 +9,6 @@ from gradcheck.types.structure import Norm
 
 @rule(
     "NORM004",
-    "dropout-before-batchnorm",
     up_to="warning",
     needs=("normalization", "graph", "probe"),
     limits={

@@ -14,7 +14,6 @@ LARGEST = 65504.0  # the largest float16
 
 @rule(
     "NUM003",
-    "half-overflow",
     up_to="error",
     needs=("signals", "parameters", "numerics", "probe"),
     limits={

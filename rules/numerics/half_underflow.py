@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "NUM004",
-    "half-underflow",
     up_to="warning",
     needs=("precision",),
     limits={"flushed": Limit(0.05, "of the gradient entries", "heuristic")},

@@ -14,7 +14,6 @@ BITS = {"float16": 11, "bfloat16": 8}  # of the significand
 
 @rule(
     "NUM005",
-    "lost-updates",
     up_to="warning",
     needs=("parameters", "probe"),
     limits={

@@ -49,7 +49,6 @@ REASONS = {
 
 @rule(
     "NUM001",
-    "non-finite",
     up_to="error",
     needs=("optimizer",),
     wants=("numerics", "parameters"),

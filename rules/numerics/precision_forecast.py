@@ -15,7 +15,6 @@ LAST = 10  # losses at the end of the short training
 
 @rule(
     "NUM006",
-    "precision-forecast",
     up_to="info",
     needs=("signals", "parameters", "losses", "probe"),
     wants=("loop",),

@@ -25,7 +25,7 @@ SINGULAR = {
 }
 
 
-@rule("NUM002", "singular-derivative", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))
+@rule("NUM002", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))
 def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     """The forward pass is finite, but a derivative is NaN or infinite.
 

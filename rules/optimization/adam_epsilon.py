@@ -36,7 +36,6 @@ def has_small_gains(m: Measurement) -> bool:
 
 @rule(
     "OPT003",
-    "adam-epsilon",
     up_to="warning",
     needs=("parameters", "probe", "epsilon"),
     limits={

@@ -38,7 +38,6 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
 
 @rule(
     "OPT006",
-    "batch-size",
     up_to="info",
     needs=("samples", "probe"),
     limits={

@@ -7,13 +7,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 COUPLED = ("Adam", "NAdam", "RAdam", "RMSprop", "Adamax")
 
 
-@rule(
-    "OPT004",
-    "coupled-weight-decay",
-    up_to="info",
-    needs=("optimizer",),
-    limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")},
-)
+@rule("OPT004", up_to="info", needs=("optimizer",), limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")})
 def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     """Weight decay passes through the moments of an adaptive optimizer, and hardly decays anything.
 

@@ -105,7 +105,6 @@ LONG_RUNS = tuple("LOG002 LOG003 LOG004 LOG005 LOG007 WATCH001 WATCH002 WATCH003
 
 @rule(
     "OPT001",
-    "learning-rate-too-high",
     up_to="error",
     needs=("parameters", "probe"),
     wants=("sharpness", "functional_step", "critical"),

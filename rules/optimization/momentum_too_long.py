@@ -8,7 +8,6 @@ USUAL = 0.9
 
 @rule(
     "OPT008",
-    "momentum-too-long",
     up_to="warning",
     needs=("probe",),
     explains=("GRAPH008", "OPT001", "OPT007", "LOSS005", "ACT002", "GRAD004", "NUM001", "CLIP001"),

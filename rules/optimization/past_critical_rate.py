@@ -14,7 +14,6 @@ WANTED = 0.25  # of the critical rate: healthy models have 0.02 to 0.3 of it at 
 
 @rule(
     "OPT007",
-    "past-critical-rate",
     up_to="warning",
     needs=("critical", "probe"),
     limits={

@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "REG002",
-    "decay-on-norm-and-bias",
     up_to="info",
     needs=("optimizer",),
     limits={"least": Limit(0.0, "weight decay", "convention of timm and nanoGPT: none on parameters with one axis")},

@@ -24,7 +24,6 @@ def decay_steps(m: Measurement) -> float | None:
 
 @rule(
     "REG001",
-    "decay-too-strong",
     up_to="error",
     needs=("parameters", "probe", "data", "regularization"),
     limits={

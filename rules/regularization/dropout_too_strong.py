@@ -11,7 +11,6 @@ from gradcheck.types.training import Regularization, Run
 
 @rule(
     "REG003",
-    "dropout-too-strong",
     up_to="error",
     needs=("probe", "regularization"),
     limits={

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "REG005",
-    "over-regularized",
     up_to="warning",
     needs=("probe", "regularization"),
     limits={"fall": Limit(0.2, "of the loss", "heuristic: twice the fall that counts as learning")},

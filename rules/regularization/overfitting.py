@@ -11,7 +11,6 @@ FULL = 32  # batches: as many as a scan collects unless told otherwise; there ma
 
 @rule(
     "REG004",
-    "overfitting",
     up_to="warning",
     needs=("probe", "data", "validation"),
     limits={

@@ -13,7 +13,7 @@ SUMMARY = ", in a summary of the whole sequence, such as auto-encoders have on p
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-@rule("SEQ001", "future-leak", up_to="error", needs=("sequence",), wants=("probe",), limits={"next_token": NEXT_TOKEN, "leak": LEAK})
+@rule("SEQ001", up_to="error", needs=("sequence",), wants=("probe",), limits={"next_token": NEXT_TOKEN, "leak": LEAK})
 def future_leak(m: Measurement, limits: Limits) -> Verdict:
     """A model that is trained to predict the next token sees the tokens that come later.
 

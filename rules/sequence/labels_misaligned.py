@@ -6,14 +6,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 from gradcheck.types.sequence import TokenStream
 
 
-@rule(
-    "SEQ002",
-    "labels-misaligned",
-    up_to="error",
-    needs=("sequence",),
-    wants=("probe",),
-    limits={"same_token": NEXT_TOKEN, "own_effect": LEAK},
-)
+@rule("SEQ002", up_to="error", needs=("sequence",), wants=("probe",), limits={"same_token": NEXT_TOKEN, "own_effect": LEAK})
 def labels_misaligned(m: Measurement, limits: Limits) -> Verdict:
     """The targets of a causal model are the tokens that it is given, or lie further ahead than the next one.
 

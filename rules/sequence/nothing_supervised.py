@@ -7,7 +7,6 @@ from gradcheck.types.sequence import Supervision
 
 @rule(
     "SEQ003",
-    "nothing-supervised",
     up_to="error",
     needs=("sequence",),
     wants=("probe",),

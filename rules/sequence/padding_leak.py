@@ -16,7 +16,6 @@ TOLD = {
 
 @rule(
     "SEQ004",
-    "padding-leak",
     up_to="error",
     needs=("padding",),
     wants=("probe",),

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH003",
-    "attention-logits-grow",
     up_to="warning",
     needs=("gauges", "signals"),
     limits={

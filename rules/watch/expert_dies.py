@@ -13,7 +13,6 @@ FEWEST_CHOICES = 50  # for each expert, on average, as router-collapse
 
 @rule(
     "WATCH005",
-    "expert-dies",
     up_to="warning",
     needs=("gauges", "routing"),
     limits={

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH002",
-    "gradient-out-of-line",
     up_to="warning",
     needs=("gauges", "parameters"),
     limits={

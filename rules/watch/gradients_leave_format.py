@@ -14,7 +14,6 @@ NORMAL = -14  # exponent of the smallest float16 number with all its digits
 
 @rule(
     "WATCH009",
-    "gradients-leave-format",
     up_to="warning",
     needs=("signals", "gauges"),
     limits={

@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH008",
-    "loss-scale-falls",
     up_to="warning",
     needs=("gauges",),
     limits={

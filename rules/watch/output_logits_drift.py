@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH004",
-    "output-logits-drift",
     up_to="warning",
     needs=("gauges", "signals"),
     limits={

@@ -12,7 +12,6 @@ SOON = 8  # steps in which a spike follows a lag: arXiv 2304.13013
 
 @rule(
     "WATCH001",
-    "second-moment-lags",
     up_to="warning",
     needs=("gauges",),
     limits={

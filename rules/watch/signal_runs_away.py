@@ -12,7 +12,6 @@ from gradcheck.types.training import LogColumn
 
 @rule(
     "WATCH007",
-    "signal-runs-away",
     up_to="warning",
     needs=("signals", "gauges"),
     limits={

@@ -12,7 +12,6 @@ from gradcheck.types.training import LogColumn
 
 @rule(
     "WATCH006",
-    "weights-run-away",
     up_to="warning",
     needs=("parameters", "gauges"),
     limits={
