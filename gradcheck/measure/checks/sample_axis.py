@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -101,14 +101,8 @@ def inputs_of(copied: TrainingCopy, batch: Any, *, collated: bool = False) -> In
         caught.append((args, kwargs))
         raise _Caught
 
-    handle = copied.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
-    try:
-        with torch.no_grad():
-            copied.loss(batch)
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_Caught), copied.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True), torch.no_grad():
+        copied.loss(batch)
     return _layout(caught[0], _target(copied.model, batch), collated) if caught else None
 
 
@@ -219,11 +213,8 @@ def shuffled(model: nn.Module, order: Sequence[int], rows: int) -> Iterator[None
         named = {k: v if k in TARGET_NAMES else _reordered(v, order, rows) for k, v in kwargs.items()}
         return new, named
 
-    handle = model.register_forward_pre_hook(shuffle, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(shuffle, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _reordered(value: Any, order: Sequence[int], rows: int) -> Any:
