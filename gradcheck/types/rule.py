@@ -9,13 +9,16 @@ A rule returns a list of findings (empty: passed), or `not_applicable("no ReLU")
 It imports no torch and changes nothing.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
+
+T = TypeVar("T")
 
 # What a rule can ask to be measured. The union over the selected rules is measured once.
 Need = Literal[
@@ -90,6 +93,10 @@ class NoVerdict:
 Verdict = Sequence[Finding] | NoVerdict
 
 
+class Unmet(Exception):
+    """Ends a rule whose measurement lacks what it judges; carries the verdict."""
+
+
 def not_applicable(reason: str) -> NoVerdict:
     """The rule has nothing to judge here: "no ReLU in the model"."""
     return NoVerdict("not-applicable", reason)
@@ -98,6 +105,13 @@ def not_applicable(reason: str) -> NoVerdict:
 def not_measured(reason: str) -> NoVerdict:
     """What the rule judges exists but could not be measured."""
     return NoVerdict("not-measured", reason)
+
+
+def required(value: T | None, otherwise: NoVerdict) -> T:
+    """What a rule cannot judge without. Only for the rule as a whole: it ends there."""
+    if value is None:
+        raise Unmet(otherwise)
+    return value
 
 
 def found(
@@ -158,7 +172,15 @@ def rule(
     """Makes a rule of a function, named as the function, with hyphens, unless another name is given."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
+        @functools.wraps(check)
+        def judged(m: Measurement, settings: Limits) -> Verdict:
+            try:
+                return check(m, settings)
+            except Unmet as unmet:
+                verdict: NoVerdict = unmet.args[0]
+                return verdict
+
         called, here = name or check.__name__.replace("_", "-"), tuple(explains_here)
-        return Rule(code, called, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
+        return Rule(code, called, up_to, judged, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
 
     return wrap

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from gradcheck.analysis.wording import layers_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.structure import Adaptation, Adapter
 
 FEWEST = 3  # layers of one name outside of repeated blocks, of which some have an adapter and some have none
@@ -71,9 +71,7 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
     Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models; Dettmers et al. 2023, QLoRA (section 4: adapters on all
     layers are what matches full fine-tuning); PEFT documentation: `target_modules`, `is_trainable`, `disable_adapter_layers`.
     """
-    adaptation = m.adaptation
-    if adaptation is None:
-        return not_applicable("no frozen weight has an adapter")
+    adaptation = required(m.adaptation, not_applicable("no frozen weight has an adapter"))
     off = [a for a in adaptation.adapters if a.off]
     frozen = [a for a in adaptation.adapters if not a.off and not a.trainable and not _is_copy(a, adaptation.adapters)]
     outside = [a for a in adaptation.adapters if a.trainable and not a.off and _outside(m, a)]

@@ -4,7 +4,7 @@ from statistics import median
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.structure import Adapter
 
 
@@ -61,9 +61,8 @@ def adapter_scale(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Kalajdzievski 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (arXiv 2312.03732); Hu et al. 2021, LoRA.
     """
-    if m.adaptation is None:
-        return not_applicable("no frozen weight has an adapter")
-    known = [a for a in m.adaptation.adapters if a.scale is not None and a.size is not None and a.rank]
+    adaptation = required(m.adaptation, not_applicable("no frozen weight has an adapter"))
+    known = [a for a in adaptation.adapters if a.scale is not None and a.size is not None and a.rank]
     if not known:
         return not_measured("no adapter is a plain product of two factors")
     small = [a for a in known if _rank(a) >= limits["high_rank"] and _strength(a) <= limits["smallest_scale"]]

@@ -6,7 +6,7 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
@@ -67,9 +67,7 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(SYNTHETIC)
     if _is_told_the_same(m):
         return [_told_the_same(m.losses)]
-    labels = m.data.labels
-    if labels is None:
-        return not_applicable("no class labels")
+    labels = required(m.data.labels, not_applicable("no class labels"))
     total = sum(labels.counts)
     dense = total + labels.ignored > m.data.batches * m.data.batch_size or any(
         c.target_kind == "classes" and len(c.target_shape) > 1 for c in m.losses

@@ -3,7 +3,7 @@ from gradcheck.rules.graph.shared import _place
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 # What a mismatch that is meant looks like, and what it says about the gradient.
 INTENDED = {
@@ -90,9 +90,7 @@ def wrong_gradient(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation, "Extending torch.autograd" and "Gradcheck mechanics"; Bengio et al. 2013 (straight-through
     estimators); Ganin and Lempitsky 2015 (gradient reversal).
     """
-    d = m.derivatives
-    if d is None:
-        return not_measured("the gradient was not compared with finite differences")
+    d = required(m.derivatives, not_measured("the gradient was not compared with finite differences"))
     if not d.deterministic:
         return not_measured("two forward passes with the same random numbers gave different losses")
     if d.error <= limits["advice"]:

@@ -2,10 +2,10 @@ from statistics import median
 
 from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn
 
 
@@ -54,11 +54,7 @@ def log_gradient_norms(m: Measurement, limits: Limits) -> Verdict:
     Pascanu et al. 2013, On the difficulty of training recurrent neural networks.
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.norm is None:
-        return not_applicable("the log has no norm of the gradient")
-    curve = log.norm.finite
+    curve = required(log.norm, not_applicable("the log has no norm of the gradient")).finite
     if len(curve.values) < limits["points"]:
         return not_measured(f"{len(curve.values)} values of the norm are too few")
     findings = (_course(m, curve, limits), _clipped(m, curve, log.clip, limits))

@@ -3,10 +3,10 @@ from statistics import median
 from gradcheck.analysis.convergence import levelled
 from gradcheck.analysis.curves import ends, level_error, lowest, noise, spikes
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn, LogFacts
 
 PARTS = 20  # of a curve, whose medians tell whether it comes down again
@@ -88,11 +88,7 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     Wortsman et al. 2023, Small-scale proxies for large-scale transformer training instabilities.
     """
     log = recorded(m)
-    loss = log.loss if log is not None else None
-    if log is None:
-        return not_applicable(NO_LOG)
-    if loss is None:
-        return not_applicable("the log has no loss of training")
+    loss = required(log.loss, NO_LOSS)
     if led_by_rewards(log):
         return not_applicable(REWARDS)
     curve = loss.finite

@@ -4,10 +4,10 @@ from statistics import median
 
 from gradcheck.analysis.curves import ENDS, ends, level_error, lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 FEWEST, GUESSED = 8, range(2, 11)  # values; classes: of more, any loss is near to a logarithm
 
@@ -71,13 +71,9 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     Karpathy 2019, A recipe for training neural networks.
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.loss is None:
-        return not_applicable("the log has no loss of training")
+    curve = required(log.loss, NO_LOSS).finite
     if led_by_rewards(log):
         return not_applicable(REWARDS)
-    curve = log.loss.finite
     classes = _guessed(curve.values, limits["guessing"]) if m.log is not None else 0
     if classes:
         level = median(curve.values[len(curve.values) // 2 :])

@@ -1,10 +1,10 @@
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import at_step, finished, look
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 from gradcheck.types.training import LogColumn
 
 
@@ -51,9 +51,8 @@ def log_loss_not_finite(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Micikevicius et al. 2018, Mixed precision training; `gradcheck rule non-finite`.
     """
-    if m.log is None:
-        return not_applicable(NO_LOG)
-    named = (("the loss", m.log.loss), ("the evaluation loss", m.log.evaluation), ("the norm of the gradient", m.log.norm))
+    log = finished(m)
+    named = (("the loss", log.loss), ("the evaluation loss", log.evaluation), ("the norm of the gradient", log.norm))
     findings = (_finding(m, what, curve, limits) for what, curve in named if curve is not None and curve.values)
     return [f for f in findings if f is not None]
 

@@ -3,10 +3,10 @@ from itertools import pairwise
 
 from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn
 
 EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
@@ -58,11 +58,7 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation: `torch.optim`, "How to adjust learning rate".
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.rate is None:
-        return not_applicable("the log has no learning rate")
-    curve = log.rate.finite
+    curve = required(log.rate, not_applicable("the log has no learning rate")).finite
     if len(curve.values) <= limits["points"]:
         return not_measured(f"{len(curve.values)} values of the learning rate are too few")
     last = log.last or 1.0

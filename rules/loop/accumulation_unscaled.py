@@ -1,6 +1,6 @@
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number, percent, run_in_words
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.rules.optimization.shared import best_rate
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopFacts
@@ -66,9 +66,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Automatic Mixed Precision examples", gradient accumulation.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.dropped is None or loop.accumulated is None:
         return not_measured("the backward passes of a step were not told apart")
     if loop.dropped > loop.steps / 2:

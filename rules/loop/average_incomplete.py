@@ -1,9 +1,9 @@
 from gradcheck.analysis.wording import layers_in_words, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopAverage
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.structure import Statistics
 
 
@@ -62,13 +62,10 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Tarvainen and Valpola 2017, Mean teachers are better role models; PyTorch documentation: `torch.optim.swa_utils.AveragedModel`.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.averages is None:
-        return not_measured("whether a model follows another one was not looked at")
-    if not m.loop.averages:
+    averages = required(script(m).averages, not_measured("whether a model follows another one was not looked at"))
+    if not averages:
         return not_applicable("no model follows another one's weights")
-    return [f for a in m.loop.averages if (f := _finding(a, m, limits["cost"])) is not None]
+    return [f for a in averages if (f := _finding(a, m, limits["cost"])) is not None]
 
 
 def _finding(a: LoopAverage, m: Measurement, limit: float) -> Finding | None:

@@ -1,9 +1,9 @@
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.loop import LoopEvaluation
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 
 @rule(
@@ -56,12 +56,8 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.Module.eval`; "Autograd mechanics", evaluation mode.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
-    seen = loop.evaluation
-    if seen is None:
-        return not_measured("the mode of the model in training steps was not looked at")
+    loop = script(m)
+    seen = required(loop.evaluation, not_measured("the mode of the model in training steps was not looked at"))
     if seen.steps < limits["steps"]:
         return []
     severity: Severity = "error" if seen.trained_before or seen.fresh else "warning"

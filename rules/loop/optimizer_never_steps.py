@@ -1,8 +1,8 @@
 from gradcheck.analysis.wording import BY_VALUE
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 
 @rule(
@@ -49,9 +49,7 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "Taking an optimization step".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.steps or loop.moved:
         return []
     if loop.ended != "end" and loop.backwards < limits["backwards"]:

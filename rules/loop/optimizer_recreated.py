@@ -1,10 +1,10 @@
 from gradcheck.analysis.convergence import experiment_outcome, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 from gradcheck.types.training import ONE_OPTIMIZER, Run
 
 
@@ -63,9 +63,7 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "Constructing it". Kingma and Ba, "Adam", 2015, section 3 (bias correction).
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.made is None or loop.schedules_made is None:
         return not_measured("whether the optimizer and its scheduler are made again was not looked at")
     findings = []

@@ -5,7 +5,7 @@ from gradcheck.analysis.wording import BY_VALUE, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
 SYNC = "leave no_sync() for the last backward pass before step(), and call the DistributedDataParallel module, not the model inside it"
@@ -67,9 +67,7 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Distributed Data Parallel"; `torch.nn.parallel.DistributedDataParallel.no_sync`.
     """
-    ranks = m.ranks
-    if ranks is None:
-        return not_applicable("one process trains")
+    ranks = required(m.ranks, not_applicable("one process trains"))
     other = [_other_data(ranks.level, ranks.count, limits)] if ranks.level is not None and _stands_apart(ranks.level, limits) else []
     if ranks.same_batches >= limits["steps"]:
         other.append(_same_data(ranks))

@@ -1,9 +1,9 @@
 from gradcheck.analysis.wording import percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopReads
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 
 @rule(
@@ -55,13 +55,10 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     ## References
     None.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.reads is not None and m.loop.reads.reachable is not None:
-        return [_unreachable(m.loop.reads)]
-    seen = m.loop.batches
-    if seen is None:
-        return not_measured("what the model is called with could not be compared")
+    loop = script(m)
+    if loop.reads is not None and loop.reads.reachable is not None:
+        return [_unreachable(loop.reads)]
+    seen = required(loop.batches, not_measured("what the model is called with could not be compared"))
     if seen.compared < limits["steps"]:
         return not_measured(f"the batches of {seen.compared} steps are too few to compare")
     if seen.distinct > 1:

@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.loop import LoopFacts, LoopScaler
 from gradcheck.types.measurement import Measurement
@@ -50,9 +50,7 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Automatic Mixed Precision examples".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.scaler is None:
         return not_measured("whether the loop scales its loss was not looked at")
     if not loop.scaler.scaled and not loop.scaler.steps:

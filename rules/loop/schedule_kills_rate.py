@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from gradcheck.analysis.wording import BY_VALUE, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement
@@ -72,9 +72,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "How to adjust learning rate".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if not loop.rates:
         return not_measured("the rate was not looked at in each step" if loop.rates is None else "the script took no step")
     if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):

@@ -3,7 +3,7 @@ from gradcheck.analysis.wording import run_in_words
 from gradcheck.rules.regularization.shared import DECAY, DROPOUT, PENALTY, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 
 @rule(
@@ -45,9 +45,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Goodfellow et al. 2016, Deep Learning, chapter 11: fit the training data first.
     """
-    r = m.regularization
-    if r is None:
-        return not_applicable("no dropout, weight decay, penalty or label smoothing")
+    r = required(m.regularization, not_applicable("no dropout, weight decay, penalty or label smoothing"))
     if not failed(m, r) or any(recovered(r, kind) for kind in (DROPOUT, DECAY, PENALTY)):
         return []
     learned = [x for x in r.runs if recovered(r, *x.lifted) is x and relative_decrease(x, r.chance) >= limits["fall"]]

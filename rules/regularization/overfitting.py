@@ -4,7 +4,7 @@ from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 FULL = 32  # batches: as many as a scan collects unless told otherwise; there may be more of them
 
@@ -64,9 +64,7 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Prechelt 1998, Early Stopping, But When?; Zhang et al. 2017, Understanding deep learning requires rethinking generalization.
     """
-    v = m.validation
-    if v is None:
-        return not_applicable("no validation data; give --val-data")
+    v = required(m.validation, not_applicable("no validation data; give --val-data"))
     if m.probe.ended == "raised" or not m.probe.losses or not (math.isfinite(v.loss) and math.isfinite(v.train_loss)):
         return not_measured("the probe training broke off")
     gap, start = v.loss - v.train_loss, abs(m.probe.losses[0])

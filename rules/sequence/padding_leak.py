@@ -2,7 +2,7 @@ from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.sequence.future_leak import ATTENTIONS, PRODUCTS, RECURRENT
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.sequence import Padding
 
 ROUNDING = 1e-5  # as in measure/checks/padding.py
@@ -85,9 +85,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.utils.rnn.pack_padded_sequence`, `key_padding_mask` of `torch.nn.MultiheadAttention`.
     """
-    p = m.padding
-    if p is None:
-        return not_applicable("nothing shows which places are padding at the end of sequences")
+    p = required(m.padding, not_applicable("nothing shows which places are padding at the end of sequences"))
     if p.inverted:
         return [_inverted(p)]
     if p.told == "index" and not p.varies:
