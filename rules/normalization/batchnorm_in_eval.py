@@ -3,7 +3,7 @@ from gradcheck.analysis.wording import layers_in_words, probe_failure
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.structure import Norm
 
 TRAINED_BEFORE = "the model was trained before: its statistics were learned"
@@ -54,9 +54,7 @@ def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Ioffe and Szegedy 2015, Batch Normalization, section 3.1.
     """
-    norms = batch_norms(m)
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
+    norms = required(batch_norms(m) or None, NO_BATCH_NORM)
     if m.pretrained:
         return not_applicable(TRAINED_BEFORE)
     failure = probe_failure(m)

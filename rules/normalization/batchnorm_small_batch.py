@@ -66,7 +66,7 @@ def batchnorm_small_batch(m: Measurement, limits: Limits) -> Verdict:
     Wu and He 2018, Group Normalization; Summers and Dinneen 2020, Four Things Everyone Should Know.
     """
     if not any(n.batch for n in m.norms):
-        return not_applicable(NO_BATCH_NORM)
+        return NO_BATCH_NORM
     if not m.data.given:
         return not_applicable("the batches are gradcheck's own")
     if refused := [n for n in m.norms if n.raised is not None]:

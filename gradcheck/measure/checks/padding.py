@@ -34,7 +34,7 @@ Told = Literal["mask", "lengths", "index", "targets"]
 
 def padding(context: CheckContext) -> Padding | None:
     """None if nothing indicates padding at either end of the sequences. Raises Unmeasured when sequences cannot be cut."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     with evaluating(copy), torch.no_grad():
         inputs = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
         found = _padded(copy, inputs, context) if inputs is not None else None

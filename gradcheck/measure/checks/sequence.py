@@ -170,7 +170,7 @@ TRACE = 1e-4  # of the effect on later places: leaks from which their origin is 
 
 def sequence(context: CheckContext) -> SequenceFacts:
     """Raises Unmeasured if two passes over the same tokens differ."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     with evaluating(copy), torch.no_grad():
         return _Case(context, copy).facts()
 
