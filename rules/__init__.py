@@ -4,21 +4,6 @@ To add a rule, add its file, and its name in the `RULES` of the family's folder.
 """
 
 FAMILIES = (
-    "graph",
-    "gradient",
-    "activation",
-    "initialization",
-    "normalization",
-    "loss",
-    "numerics",
-    "optimization",
-    "clipping",
-    "regularization",
-    "data",
-    "loop",
-    "log",
-    "watch",
-    "sequence",
-    "experts",
-    "adapters",
-)
+    "graph gradient activation initialization normalization loss numerics optimization clipping regularization data loop log "
+    "watch sequence experts adapters"
+).split()

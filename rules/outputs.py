@@ -231,10 +231,7 @@ def _regression(call: LossCall, limits: Limits) -> Mismatch | None:
                 "estimated share of targets out of reach", share, limits["target_share"], ">" if share > limits["target_share"] else "<="
             ),
         ),
-        (
-            _remove(call.producer or ""),
-            Remedy("standardize-target", f"or scale the targets into {span}", "advice"),
-        ),
+        (_remove(call.producer or ""), Remedy("standardize-target", f"or scale the targets into {span}", "advice")),
         about_targets=True,
     )
 

@@ -147,11 +147,8 @@ def time_first_calls() -> Iterator[list[tuple[int, int]]]:
         if isinstance(module, _SEQUENCES) and not module.batch_first and args and isinstance(args[0], torch.Tensor) and args[0].dim() == 3:
             shapes.append((args[0].shape[0], args[0].shape[1]))
 
-    handle = register_module_forward_pre_hook(look)
-    try:
+    with register_module_forward_pre_hook(look):
         yield shapes
-    finally:
-        handle.remove()
 
 
 def samples_axis(nodes: Sequence[Node], calls: Sequence[tuple[int, int]]) -> int:

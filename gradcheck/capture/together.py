@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -166,13 +167,11 @@ def _pulls(w: Workload) -> list[tuple[Any, torch.Tensor, int]]:
             calls.append(((type(module), tuple(p.shape for p in module.parameters())), args[0], output))
 
     roots = list(copy.model.children()) if isinstance(copy.model, Models) else [copy.model]
-    handles = [root.register_forward_hook(note) for root in roots]
-    try:
+    with ExitStack() as hooks:
+        for root in roots:
+            hooks.enter_context(root.register_forward_hook(note))
         seed_all(0)
         loss = copy.loss(w.batches[0])
-    finally:
-        for handle in handles:
-            handle.remove()
     gradients = torch.autograd.grad(loss, [output for _, _, output in calls], allow_unused=True) if calls else ()
     return [(kind, given, _sign(g)) for (kind, given, _), g in zip(calls, gradients, strict=True)]
 

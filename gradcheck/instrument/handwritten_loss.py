@@ -6,21 +6,18 @@ The first pass notes the calls; what an operation is applied to is read from the
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from gradcheck.instrument import kinds
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, Node, parents
-from gradcheck.types.checks import Derivatives, Difference, LossOperation
+from gradcheck.types.checks import Derivatives, Difference, LossOperation, Operation, Source
 from gradcheck.types.location import Location
 from gradcheck.types.training import Run
 from gradcheck.workload.device import on_host
 from gradcheck.workload.tensors import named_tensors
-
-Operation = Literal["log", "exp", "division"]
-Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
 
 MOST_VALUES = 1 << 18  # of an argument whose range is read
 BEHIND = 24  # autograd nodes that are walked back from an operation

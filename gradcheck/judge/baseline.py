@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradcheck.judge.consensus import excess, key, target_name, telling
+from gradcheck.judge.consensus import key, target_name, telling, worst_first
 from gradcheck.judge.gate_rules import stale_baseline, with_findings
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
 from gradcheck.types.location import Location
@@ -78,7 +78,7 @@ def compare(report: Report, baseline: Sequence[KnownFinding], root: Path, tolera
     known: list[Finding] = []
     worse: dict[int, Finding] = {}
     kept: list[KnownFinding] = []
-    for finding in sorted((f for f in report.findings if _counts(f)), key=lambda f: (SEVERITIES.index(f.severity), -excess(f))):
+    for finding in sorted((f for f in report.findings if _counts(f)), key=worst_first):
         same = mine[key(finding, report.target, root)]
         if not same:
             continue
@@ -136,14 +136,8 @@ def beyond(number: Evidence, old: float, tolerance: float) -> bool:
 
 def with_stale(compared: Compared, lines: Mapping[KnownFinding, int], path: str) -> Report:
     """The report with a finding for every stale entry, at its line of the baseline file."""
-    report = compared.report
-    if not any(s.code == stale_baseline.code for s in report.rules):
-        return report
     new = [_stale(entry, Location(path, lines.get(entry, 1))) for entry in compared.stale]
-    states = tuple(
-        replace(s, status="finding" if new else "passed", reason="") if s.code == stale_baseline.code else s for s in report.rules
-    )
-    return replace(report, findings=with_findings(report, new), rules=states)
+    return with_findings(compared.report, stale_baseline, new)
 
 
 def _stale(entry: KnownFinding, place: Location) -> Finding:

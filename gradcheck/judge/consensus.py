@@ -25,13 +25,18 @@ def merge_sites(findings: Sequence[Finding]) -> list[Finding]:
 def _merged(group: Sequence[Finding]) -> Finding:
     if len(group) == 1:
         return group[0]
-    worst = min(group, key=lambda f: (SEVERITIES.index(f.severity), -excess(f)))
+    worst = min(group, key=worst_first)
     return replace(worst, layers=tuple(dict.fromkeys(layer for f in group for layer in f.layers)))
+
+
+def worst_first(finding: Finding) -> tuple[int, float]:
+    """Sorts findings by severity, and by how far beyond the limit they are."""
+    return SEVERITIES.index(finding.severity), -excess(finding)
 
 
 def excess(finding: Finding) -> float:
     """How far the first number with a limit lies on the faulty side, as a ratio; 0 where there is none, inf for NaN."""
-    evidence = next((e for e in finding.evidence if e.limit is not None), None)
+    evidence = telling(finding)
     if evidence is None or evidence.limit is None:
         return 0.0
     if evidence.value != evidence.value:

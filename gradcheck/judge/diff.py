@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 from gradcheck.analysis.statistics import STATS, values
 from gradcheck.judge.baseline import DECIDED
-from gradcheck.judge.consensus import excess, key, target_name, telling
+from gradcheck.judge.consensus import key, target_name, telling, worst_first
 from gradcheck.judge.scores import scores
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.report import Coverage, Report
@@ -20,7 +20,7 @@ NOISE_SCORE = 5  # the same for scores, in points
 
 # "unknown": the rule came to no verdict on the other side.
 State = Literal["new", "worse", "better", "fixed", "unchanged", "unknown"]
-STATES: tuple[State, ...] = ("new", "worse", "better", "fixed", "unchanged", "unknown")
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _alone(finding: Finding, state: State) -> FindingChange:
 def _headlines(report: Report) -> list[Finding]:
     """Worst first. Known findings of a baseline count as well."""
     heads = [f for f in (*report.findings, *report.known) if f.cause is None]
-    return sorted(heads, key=lambda f: (SEVERITIES.index(f.severity), -excess(f)))
+    return sorted(heads, key=worst_first)
 
 
 def _compared(base: Report, head: Report, root: Path, tolerance: float) -> TargetDiff:

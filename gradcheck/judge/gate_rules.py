@@ -1,6 +1,6 @@
 """The rules of the gate: their findings are added after the others have been judged, in assertions.py and baseline.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,10 +12,10 @@ from gradcheck.judge.scores import scores
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limits, Rule, Verdict, found, not_applicable, rule
 
 
-@rule("META002", "failed-assertion", up_to="error")
+@rule("META002", up_to="error")
 def failed_assertion(m: Measurement, limits: Limits) -> Verdict:
     """A number is beyond a limit that the project's configuration sets.
 
@@ -52,7 +52,7 @@ def failed_assertion(m: Measurement, limits: Limits) -> Verdict:
     return not_applicable("no assertions in the configuration")
 
 
-@rule("META003", "stale-baseline", up_to="warning")
+@rule("META003", up_to="warning")
 def stale_baseline(m: Measurement, limits: Limits) -> Verdict:
     """An entry of the baseline whose finding is gone.
 
@@ -91,17 +91,16 @@ def stale_baseline(m: Measurement, limits: Limits) -> Verdict:
 def asserted(report: Report, settings: Settings) -> Report:
     """The report with a finding for every assertion that it fails. Raises ConfigError for a number that does not exist."""
     checked = [list(_failures(assertion, report)) for assertion in settings.assertions]
-    state = next((s for s in report.rules if s.code == failed_assertion.code), None)
-    if not checked or state is None:
+    return with_findings(report, failed_assertion, [f for failures in checked for f in failures]) if checked else report
+
+
+def with_findings(report: Report, by: Rule, new: Sequence[Finding]) -> Report:
+    """The report with what a rule that was selected has found, most severe first."""
+    if not any(s.code == by.code for s in report.rules):
         return report
-    new = [f for failures in checked for f in failures]
-    states = tuple(replace(s, status="finding" if new else "passed", reason="") if s is state else s for s in report.rules)
-    return replace(report, findings=with_findings(report, new), rules=states)
-
-
-def with_findings(report: Report, new: list[Finding]) -> tuple[Finding, ...]:
-    """The report's findings and new ones, most severe first."""
-    return tuple(sorted([*report.findings, *new], key=lambda f: SEVERITIES.index(f.severity)))
+    states = tuple(replace(s, status="finding" if new else "passed", reason="") if s.code == by.code else s for s in report.rules)
+    findings = sorted([*report.findings, *new], key=lambda f: SEVERITIES.index(f.severity))
+    return replace(report, findings=tuple(findings), rules=states)
 
 
 def _failures(assertion: Assertion, report: Report) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 RAN = ("finding", "passed", "not-applicable", "suppressed")
 
 
-@rule("META001", "unused-ignore", up_to="info")
+@rule("META001", up_to="info")
 def unused_ignore(m: Measurement, limits: Limits) -> Verdict:
     """A `# gradcheck: ignore[...]` comment that suppresses nothing.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.attention import FEWEST_KEYS, MASKED, logits, some_rows
+from gradcheck.measure.checks.attention import FEWEST_KEYS, MASKED, SOFTMAX, as_bool, logits, row_entropy, some_rows
 from gradcheck.measure.checks.routing import CHOICES, ExpertGroup, chosen_in, follows, near
 
 ROWS = 256  # of the head's output, whose softmax is looked at
@@ -133,7 +133,6 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
 
 
 GROUPS = 4  # samples
-_SOFTMAX = frozenset((F.softmax, torch.softmax, torch.Tensor.softmax))
 
 
 def seen(function: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
@@ -142,7 +141,7 @@ def seen(function: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor | Non
         return _fused(*args, **kwargs)
     if function is F.multi_head_attention_forward:
         return _multi_head(_bound(function, args, kwargs))
-    if function in _SOFTMAX:
+    if function in SOFTMAX:
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
         return of_softmax(args[0] if args else kwargs["input"], axis)
     return None
@@ -204,8 +203,7 @@ def _multi_head(given: dict[str, Any]) -> torch.Tensor | None:
         mask = ~mask if mask.dtype == torch.bool else mask
     scores = logits(q, k, mask, mask is None and bool(given["is_causal"]), None, False)
     if padding is not None:
-        dropped = (padding if padding.dtype == torch.bool else padding <= MASKED)[:GROUPS]
-        scores = scores.masked_fill(dropped[:, None, None], -math.inf)
+        scores = scores.masked_fill(as_bool(padding)[:GROUPS, None, None], -math.inf)
     return of_logits(scores)
 
 
@@ -221,7 +219,5 @@ def of_logits(scores: torch.Tensor) -> torch.Tensor | None:
     largest = x.masked_fill(masked, -math.inf).amax((0, 2, 3))
     keys = (~masked).sum(-1)
     judged = keys >= FEWEST_KEYS
-    weights = x.masked_fill(masked, -math.inf).softmax(-1)
-    entropy = torch.special.entr(weights).sum(-1) / keys.clamp_min(2).log()
-    mean = torch.where(judged, entropy, 0.0).sum((0, 2)) / judged.sum((0, 2))
+    mean = torch.where(judged, row_entropy(x, masked, keys), 0.0).sum((0, 2)) / judged.sum((0, 2))
     return torch.stack([largest, mean])

@@ -14,7 +14,7 @@ from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
 from gradcheck.workload.lockstep import now
-from gradcheck.workload.training_copy import fork, some_samples
+from gradcheck.workload.training_copy import TrainingCopy, fork, some_samples
 from gradcheck.workload.workload import Workload
 
 
@@ -97,10 +97,24 @@ class Failure:
     tick: Callable[[str], None]
     step_seconds: float = 0.0  # that one step took in the probe
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What is known of the loss, whatever the rate."""
-        return {"surrogate": self.probe.surrogate, "floor": self.probe.floor}
+    def repeat(
+        self,
+        name: str,
+        copy: TrainingCopy,
+        deadline: float,
+        batches: Sequence[Any] = (),
+        *,
+        steps: int = 0,
+        surrogate: str = "",
+        **said: Any,
+    ) -> Run:
+        """The probe again, on these batches and for so many steps if given, until the loss has clearly fallen. `said`: of its record."""
+        self.tick(name)
+        batches = batches or self.workload.batches
+        training = Trainer(copy, batches, surrogate=surrogate, floor=self.probe.floor)
+        enough = lambda losses: _clearly_fallen(losses, len(batches), self.chance, self.probe.floor)  # noqa: E731
+        training.train(steps or self.steps, deadline, norms=False, enough=enough)
+        return training.record(name, **said)
 
     def until_compared(self, runs_left: int) -> float:
         """The same, but with enough time to compare a run with a probe that was cut off, if that does not take long."""
@@ -140,14 +154,10 @@ def state_kept(failure: Failure) -> list[Run]:
     deadline = failure.until(3)
     if not forgettings(failure.workload.optimizer) or now() > deadline:
         return []
-    failure.tick(ONE_OPTIMIZER)
     copy = fork(failure.workload, seed=failure.seed)
     for hook in forgettings(copy.optimizer):
         hook.steps = 0
-    training = Trainer(copy, failure.workload.batches, floor=failure.probe.floor)
-    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
-    training.train(failure.steps, deadline, norms=False, enough=enough)
-    return [training.record(ONE_OPTIMIZER, chance=failure.chance)]
+    return [failure.repeat(ONE_OPTIMIZER, copy, deadline, chance=failure.chance)]
 
 
 def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
@@ -156,33 +166,22 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
     deadline = failure.until(runs_left)
     if len(batches) < 2 or now() > deadline:
         return []
-    failure.tick("other order")
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
-    training = Trainer(fork(failure.workload, seed=seed), [batches[i] for i in order], **failure.told)
-    training.train(
-        failure.steps,
-        deadline,
-        norms=False,
-        enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance, failure.probe.floor),
-    )
-    return [training.record("other order", rate_factor=1.0)]
+    copy, mixed = fork(failure.workload, seed=seed), [batches[i] for i in order]
+    return [failure.repeat("other order", copy, deadline, mixed, surrogate=failure.probe.surrogate, rate_factor=1.0)]
 
 
 def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
     """The probe again, from the same weights and batches, at other rates; until one learns what the probe did not."""
-    workload, runs = failure.workload, []
+    runs: list[Run] = []
     for i, factor in enumerate(factors):
         deadline = failure.until(len(factors) - i + 1) if i else failure.until_compared(len(factors) + 1)
         if now() >= deadline:
             break
-        failure.tick(f"rate x{factor:g}")
-        copy = fork(workload, seed=failure.seed)
+        copy = fork(failure.workload, seed=failure.seed)
         for group in copy.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        training = Trainer(copy, workload.batches, **failure.told)
-        enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
-        training.train(failure.steps, deadline, norms=False, enough=enough)
-        runs.append(training.record(f"rate x{factor:g}", rate_factor=factor))
+        runs.append(failure.repeat(f"rate x{factor:g}", copy, deadline, surrogate=failure.probe.surrogate, rate_factor=factor))
         if failure.explains(runs[-1]):
             break
     return runs
@@ -195,11 +194,8 @@ def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
     deadline = min(failure.until(2), now() + LONGER_SECONDS)
     if not higher or held_up(failure.probe, failure.chance) or len(higher[-1].losses) * (higher[-1].rate_factor or 1) > steps:
         return []
-    failure.tick(SAME_RATE_LONGER)
-    training = Trainer(fork(failure.workload, seed=failure.seed), failure.workload.batches, **failure.told)
-    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
-    training.train(steps, deadline, norms=False, enough=enough)
-    return [training.record(SAME_RATE_LONGER, chance=failure.chance)]
+    copy, surrogate = fork(failure.workload, seed=failure.seed), failure.probe.surrogate
+    return [failure.repeat(SAME_RATE_LONGER, copy, deadline, steps=steps, surrogate=surrogate, chance=failure.chance)]
 
 
 def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:

@@ -88,18 +88,8 @@ def _count(copy: TrainingCopy, batch: Any, names: dict[int, str], costs: _Costs)
         if id(module) in names and stack:
             costs.bytes[stack.pop()] += sum(t.numel() * t.element_size() for t in tensors_in(output) if t.requires_grad)
 
-    with _hooks(before, after), _FlopMode(stack, costs):
+    with register_module_forward_pre_hook(before), register_module_forward_hook(after), _FlopMode(stack, costs):
         copy.loss(batch)
-
-
-@contextmanager
-def _hooks(before: Any, after: Any) -> Iterator[None]:
-    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -124,7 +114,7 @@ def _timers(names: dict[int, str], costs: _Costs) -> Iterator[None]:
             result.register_hook(lambda g: arrived.append(time.perf_counter()))
             source.register_hook(lambda g: costs.backward[name].append(time.perf_counter() - arrived[-1]) if arrived else None)
 
-    with _hooks(before, after):
+    with register_module_forward_pre_hook(before), register_module_forward_hook(after):
         yield
 
 

@@ -5,6 +5,12 @@ from typing import Literal
 
 from gradcheck.types.location import Location
 
+Intended = Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"]
+Operation = Literal["log", "exp", "division"]
+# What the argument of one is: probabilities of a softmax or sigmoid, a sum of exponentials, a layer's output as it is, or shares: the
+# output of a ReLU over its sum, whatever guards the logarithm.
+Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
+
 
 @dataclass(frozen=True)
 class Derivatives:
@@ -18,7 +24,7 @@ class Derivatives:
     layer: str = ""  # module that it was localised to
     site: Location | None = None
     # An intended mismatch: values that autograd is told to see differently.
-    intended: Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"] | None = None
+    intended: Intended | None = None
     hook: Literal["tensor", "module"] | None = None  # a backward hook that changes the gradient is behind it,
     hook_factor: float | None = None  # <gradient it returns, gradient it gets> / ||gradient it gets||^2
     gradcheck: str | None = None  # what torch.autograd.gradcheck says of the function; None: not run, or it agrees
@@ -170,10 +176,8 @@ class Penalty:
 class LossOperation:
     """A logarithm, exponential or division between the last weighted layer and the loss, with nothing that keeps it in its domain."""
 
-    operation: Literal["log", "exp", "division"]
-    # What its argument is: probabilities of a softmax or sigmoid, a sum of exponentials, a layer's output as it is, or shares:
-    # the output of a ReLU over its sum, whatever guards the logarithm.
-    of: Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
+    operation: Operation
+    of: Source
     site: Location | None
     layer: str = ""  # module that it lies in; "" outside the model
     minimum: float | None = None  # range of its argument in the first step (division: of |denominator|)

@@ -1,7 +1,7 @@
 """What is done about findings, and what came of it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from gradcheck.types.location import Location
 from gradcheck.types.training import Run
@@ -10,7 +10,7 @@ Applicability = Literal["safe", "unsafe", "advice"]
 
 # Kinds of treatment, in the order in which a plan takes them: wrong wiring is repaired before anything is tuned.
 Stage = Literal["wiring", "loss", "data", "initialization", "architecture", "optimizer", "clipping", "regularization"]
-STAGES: tuple[Stage, ...] = ("wiring", "loss", "data", "initialization", "architecture", "optimizer", "clipping", "regularization")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Setting = float | int | str | bool
 

@@ -1,6 +1,6 @@
 """What a rule is: a pure function of a Measurement, with its name, limits and page beside it.
 
-    @rule("ACT002", "dead-units", up_to="error", needs=("units",),
+    @rule("ACT002", up_to="error", needs=("units",),
           limits={"warning_share": Limit(0.5, "of units", "SageMaker DeadRelu; ...")})
     def dead_units(m: Measurement, limits: Limits) -> Verdict:
         '''Units that are never active ... (the page: fixed headings, see PAGE_HEADINGS)'''
@@ -9,13 +9,16 @@ A rule returns a list of findings (empty: passed), or `not_applicable("no ReLU")
 It imports no torch and changes nothing.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
+
+T = TypeVar("T")
 
 # What a rule can ask to be measured. The union over the selected rules is measured once.
 Need = Literal[
@@ -90,6 +93,10 @@ class NoVerdict:
 Verdict = Sequence[Finding] | NoVerdict
 
 
+class Unmet(Exception):
+    """Ends a rule whose measurement lacks what it judges; carries the verdict."""
+
+
 def not_applicable(reason: str) -> NoVerdict:
     """The rule has nothing to judge here: "no ReLU in the model"."""
     return NoVerdict("not-applicable", reason)
@@ -100,18 +107,27 @@ def not_measured(reason: str) -> NoVerdict:
     return NoVerdict("not-measured", reason)
 
 
+def required(value: T | None, otherwise: NoVerdict) -> T:
+    """What a rule cannot judge without. Only for the rule as a whole: it ends there."""
+    if value is None:
+        raise Unmet(otherwise)
+    return value
+
+
 def found(
     severity: Severity,
     message: str,
     *,
     layers: Sequence[str] = (),
     location: Location | None = None,
-    evidence: Sequence[Evidence] = (),
-    remedies: Sequence[Remedy] = (),
+    evidence: Evidence | Sequence[Evidence] = (),
+    remedies: Remedy | Sequence[Remedy] = (),
     confirmed: str = "",
 ) -> Finding:
-    """A finding of the rule that is running; the judge adds its code and name."""
-    return Finding("", "", severity, message, tuple(layers), location, tuple(evidence), tuple(remedies), confirmed)
+    """A finding of the rule that is running; the judge adds its code and name. `confirmed`: what makes it an error; else it is left out."""
+    numbers = (evidence,) if isinstance(evidence, Evidence) else tuple(evidence)
+    cures = (remedies,) if isinstance(remedies, Remedy) else tuple(remedies)
+    return Finding("", "", severity, message, tuple(layers), location, numbers, cures, confirmed if severity == "error" else "")
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ class Rule:
 
 def rule(
     code: str,
-    name: str,
+    name: str = "",
     *,
     up_to: Severity,
     needs: Sequence[Need] = (),
@@ -153,10 +169,18 @@ def rule(
     wants: Sequence[Need] = (),
     explains_here: Sequence[str] = (),
 ) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
-    """Makes a rule of a function."""
+    """Makes a rule of a function, named as the function, with hyphens, unless another name is given."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
-        here = tuple(explains_here)
-        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
+        @functools.wraps(check)
+        def judged(m: Measurement, settings: Limits) -> Verdict:
+            try:
+                return check(m, settings)
+            except Unmet as unmet:
+                verdict: NoVerdict = unmet.args[0]
+                return verdict
+
+        called, here = name or check.__name__.replace("_", "-"), tuple(explains_here)
+        return Rule(code, called, up_to, judged, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
 
     return wrap

@@ -218,11 +218,10 @@ def shielded(own: Collection[int]) -> Iterator[list[nn.Module]]:
         found.append(module)
 
     shields: list[Borrowed] = []
-    handle = register_module_forward_pre_hook(note)
     try:
-        yield found
+        with register_module_forward_pre_hook(note):
+            yield found
     finally:
-        handle.remove()
         for shield in reversed(shields):
             shield.give_back()
 

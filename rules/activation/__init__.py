@@ -4,11 +4,5 @@
 """
 
 RULES = (
-    "saturated_activation",
-    "dead_units",
-    "deep_sigmoid",
-    "collapsed_representation",
-    "attention_collapse",
-    "missing_nonlinearity",
-    "dormant_units",
-)
+    "saturated_activation dead_units deep_sigmoid collapsed_representation attention_collapse missing_nonlinearity dormant_units"
+).split()

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "ACT005",
-    "attention-collapse",
     up_to="error",
     needs=("attention", "probe"),
     limits={
@@ -122,7 +121,7 @@ def _finding(m: Measurement, group: Sequence[tuple[Attention, Evidence, Severity
         location=a.site,
         evidence=(evidence, *_rest(a, evidence)),
         remedies=_remedies(m, a),
-        confirmed=probe_failure(m) if severity == "error" else "",
+        confirmed=probe_failure(m),
     )
 
 

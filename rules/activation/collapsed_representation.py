@@ -42,7 +42,6 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
 
 @rule(
     "ACT004",
-    "collapsed-representation",
     up_to="error",
     needs=("similarity", "graph", "probe"),
     wants=("embeddings",),
@@ -135,8 +134,8 @@ def _embeddings(m: Measurement, e: Embeddings, limit: float) -> Finding | None:
     cure = Remedy(
         "asymmetric-sides", "put a predictor on one side and detach() the other, or add negatives or a term for the variance", "unsafe"
     )
-    evidence = (Evidence("spread of the normalised embeddings", e.end / e.start, limit, "<", "of that at the start"),)
-    return found("error", message, location=e.site, evidence=evidence, remedies=(cure,), confirmed=BY_VALUE)
+    evidence = Evidence("spread of the normalised embeddings", e.end / e.start, limit, "<", "of that at the start")
+    return found("error", message, location=e.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)
 
 
 def _collapse_remedies(m: Measurement, tokens: bool) -> tuple[Remedy, ...]:
@@ -155,7 +154,7 @@ def _sample_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | 
         f"all samples reach {quoted(layer.name)} as the same vector: 1 - cosine is {number(max(0.0, 1 - cosine))} "
         f"(limit {number(limits['sample_distance'])}), at the start and after {layer.snapshots[-1].step} steps: it cannot tell them apart"
     )
-    evidence = (Evidence("1 - mean cosine of the samples", max(0.0, 1 - cosine), limits["sample_distance"], "<", "", layer.name),)
+    evidence = Evidence("1 - mean cosine of the samples", max(0.0, 1 - cosine), limits["sample_distance"], "<", "", layer.name)
     remedies = _collapse_remedies(m, tokens=False)
     return found(severity, message, layers=(layer.name,), location=layer.site, evidence=evidence, remedies=remedies, confirmed=failure)
 
@@ -171,7 +170,7 @@ def _token_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | N
         "start and "
         f"after {layer.snapshots[-1].step} steps: what distinguishes positions is lost"
     )
-    evidence = (Evidence("mean cosine of the tokens", cosine, limit, ">", "", layer.name),)
+    evidence = Evidence("mean cosine of the tokens", cosine, limit, ">", "", layer.name)
     remedies = _collapse_remedies(m, tokens=True)
     return found(severity, message, layers=(layer.name,), location=layer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
 

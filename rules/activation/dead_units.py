@@ -13,7 +13,6 @@ def dead_share(layer: Layer) -> float:
 
 @rule(
     "ACT002",
-    "dead-units",
     up_to="error",
     needs=("units", "graph", "probe"),
     limits={
@@ -116,7 +115,7 @@ def _dead_finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("dead units", share, limit, ">=", "of the units", worst.name),),
+        evidence=Evidence("dead units", share, limit, ">=", "of the units", worst.name),
         remedies=_dead_remedies(m, from_start),
         confirmed=confirmed,
     )

@@ -42,7 +42,6 @@ def _stacks_behind(m: Measurement, functions: set[str | None]) -> list[list[Laye
 
 @rule(
     "ACT003",
-    "deep-sigmoid",
     up_to="error",
     needs=("graph", "signals", "probe"),
     limits={

@@ -13,7 +13,6 @@ AMPLE = 0.9  # relative fall of the loss: what has learned so much did not lack 
 
 @rule(
     "ACT007",
-    "dormant-units",
     up_to="warning",
     needs=("units", "graph", "probe"),
     limits={
@@ -107,5 +106,5 @@ def _finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding:
             Evidence("dormant units", share, limits["share"], ">=", "of the units", worst.name),
             Evidence("dormant units at the start", d.at_start / d.units, None, "=", "of the units", worst.name),
         ],
-        remedies=[Remedy("lower-learning-rate", lower, "safe")],
+        remedies=Remedy("lower-learning-rate", lower, "safe"),
     )

@@ -12,7 +12,6 @@ from gradcheck.types.structure import LinearPair
 
 @rule(
     "ACT006",
-    "missing-nonlinearity",
     up_to="warning",
     needs=("graph",),
     limits={"rank": Limit(1.0, "of the narrower side", "a product of matrices has at most the rank of its narrowest factor")},
@@ -110,6 +109,6 @@ def _finding(m: Measurement, group: list[Layer], pairs: dict[str, LinearPair], l
         message,
         layers=tuple(dict.fromkeys(touched)),
         location=group[0].site,
-        evidence=(Evidence(f"width against the narrower side ({number(low)})", p.inner / low, limits["rank"], ">=", "times", p.first),),
-        remedies=(remedy,),
+        evidence=Evidence(f"width against the narrower side ({number(low)})", p.inner / low, limits["rank"], ">=", "times", p.first),
+        remedies=remedy,
     )

@@ -18,7 +18,6 @@ def saturation(layer: Layer) -> float | None:
 
 @rule(
     "ACT001",
-    "saturated-activation",
     up_to="error",
     needs=("signals", "graph", "probe"),
     limits={
@@ -99,7 +98,7 @@ def _saturation_finding(m: Measurement, group: list[Layer], shares: dict[str, fl
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("saturated entries", share, limit, ">", "of the entries", worst.name),),
+        evidence=Evidence("saturated entries", share, limit, ">", "of the entries", worst.name),
         remedies=remedies[1:] if not m.data.given else remedies,
         confirmed=failure,
     )

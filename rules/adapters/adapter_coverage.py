@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from gradcheck.analysis.wording import layers_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.structure import Adaptation, Adapter
 
 FEWEST = 3  # layers of one name outside of repeated blocks, of which some have an adapter and some have none
@@ -13,7 +13,6 @@ FEWEST = 3  # layers of one name outside of repeated blocks, of which some have 
 
 @rule(
     "TUNE001",
-    "adapter-coverage",
     up_to="warning",
     needs=("adapters", "optimizer"),
     limits={
@@ -72,9 +71,7 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
     Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models; Dettmers et al. 2023, QLoRA (section 4: adapters on all
     layers are what matches full fine-tuning); PEFT documentation: `target_modules`, `is_trainable`, `disable_adapter_layers`.
     """
-    adaptation = m.adaptation
-    if adaptation is None:
-        return not_applicable("no frozen weight has an adapter")
+    adaptation = required(m.adaptation, not_applicable("no frozen weight has an adapter"))
     off = [a for a in adaptation.adapters if a.off]
     frozen = [a for a in adaptation.adapters if not a.off and not a.trainable and not _is_copy(a, adaptation.adapters)]
     outside = [a for a in adaptation.adapters if a.trainable and not a.off and _outside(m, a)]
@@ -116,8 +113,8 @@ def _untrained(adaptation: Adaptation, group: Sequence[Adapter], state: str, rem
     which = f"all {count} adapters" if len(group) == count > 1 else f"{len(group)} of {count} adapters"
     be = "is" if count == 1 else "are"
     message = f"{which} {be} {state}: {layers_in_words(names)} (limit {limit:.0f}). What they adapt is frozen, too, and does not learn"
-    evidence = [Evidence(f"adapters {state}", len(group), limit, ">", f"of {count}", names[0])]
-    return found("warning", message, layers=names, location=group[0].site, evidence=evidence, remedies=[remedy])
+    evidence = Evidence(f"adapters {state}", len(group), limit, ">", f"of {count}", names[0])
+    return found("warning", message, layers=names, location=group[0].site, evidence=evidence, remedies=remedy)
 
 
 # ------------------------------------------------------------------------------- left out
@@ -147,9 +144,9 @@ def _left_out(m: Measurement, adaptation: Adaptation, limit: float) -> list[Find
         f"(limit {limit:.0f}): {layers_in_words(missing)} stay as they are. A pattern of names may fit only some of them"
     )
     site = next((a.site for a in adaptation.adapters if a.layer == adapted[0]), None)
-    evidence = [Evidence("layers left out", len(missing), limit, ">", f"of {total} that differ by their index only", missing[0])]
+    evidence = Evidence("layers left out", len(missing), limit, ">", f"of {total} that differ by their index only", missing[0])
     text = f"adapt {layers_in_words(missing)}, too"
-    return [found("warning", message, layers=missing, location=site, evidence=evidence, remedies=[Remedy("adapt-siblings", text)])]
+    return [found("warning", message, layers=missing, location=site, evidence=evidence, remedies=Remedy("adapt-siblings", text))]
 
 
 def _without_indices(name: str) -> str:
@@ -188,6 +185,6 @@ def _scarce(m: Measurement, adaptation: Adaptation, limit: float) -> list[Findin
         f"{len(adapted)} of {total} linear layers with frozen weights ({percent(share)}, limit {percent(limit)}) have an adapter: "
         f"{layers_in_words(adapted)}. The others stay as they are"
     )
-    evidence = [Evidence("layers with an adapter", share, limit, "<", "of the frozen linear layers")]
+    evidence = Evidence("layers with an adapter", share, limit, "<", "of the frozen linear layers")
     remedy = Remedy("adapt-siblings", "adapt the other linear layers, too (PEFT: target_modules='all-linear')")
-    return [found("info", message, layers=adapted, location=adaptation.adapters[0].site, evidence=evidence, remedies=[remedy])]
+    return [found("info", message, layers=adapted, location=adaptation.adapters[0].site, evidence=evidence, remedies=remedy)]

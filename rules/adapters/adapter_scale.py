@@ -4,13 +4,12 @@ from statistics import median
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.structure import Adapter
 
 
 @rule(
     "TUNE002",
-    "adapter-scale",
     up_to="info",
     needs=("adapters", "probe"),
     limits={
@@ -62,9 +61,8 @@ def adapter_scale(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Kalajdzievski 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (arXiv 2312.03732); Hu et al. 2021, LoRA.
     """
-    if m.adaptation is None:
-        return not_applicable("no frozen weight has an adapter")
-    known = [a for a in m.adaptation.adapters if a.scale is not None and a.size is not None and a.rank]
+    adaptation = required(m.adaptation, not_applicable("no frozen weight has an adapter"))
+    known = [a for a in adaptation.adapters if a.scale is not None and a.size is not None and a.rank]
     if not known:
         return not_measured("no adapter is a plain product of two factors")
     small = [a for a in known if _rank(a) >= limits["high_rank"] and _strength(a) <= limits["smallest_scale"]]
@@ -96,8 +94,8 @@ def _scaled_down(small: Sequence[Adapter], limit: float) -> Finding:
         message,
         layers=[x.layer for x in small],
         location=a.site,
-        evidence=[Evidence("scale x sqrt(rank)", _strength(a), limit, "<=", "", a.layer)],
-        remedies=[Remedy("rank-stabilised-scale", text)],
+        evidence=Evidence("scale x sqrt(rank)", _strength(a), limit, "<=", "", a.layer),
+        remedies=Remedy("rank-stabilised-scale", text),
     )
 
 
@@ -113,6 +111,6 @@ def _outweighs(m: Measurement, known: Sequence[Adapter], size: float, limit: flo
         message,
         layers=[worst.layer],
         location=worst.site,
-        evidence=[Evidence("size of the adapters", size, limit, ">", "of their weights", worst.layer)],
-        remedies=[Remedy("lower-learning-rate", text)],
+        evidence=Evidence("size of the adapters", size, limit, ">", "of their weights", worst.layer),
+        remedies=Remedy("lower-learning-rate", text),
     )

@@ -9,13 +9,9 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "CLIP003",
-    "clipping-by-value",
     up_to="info",
     needs=("clipping",),
-    limits={
-        "coordinates": Limit(0.01, "of the entries", "heuristic"),
-        "cosine": Limit(0.9, "cosine", "heuristic: 26 degrees off"),
-    },
+    limits={"coordinates": Limit(0.01, "of the entries", "heuristic"), "cosine": Limit(0.9, "cosine", "heuristic: 26 degrees off")},
 )
 def clipping_by_value(m: Measurement, limits: Limits) -> Verdict:
     """Gradients are clipped entry by entry, which turns them away from the steepest descent.
@@ -66,5 +62,5 @@ def clipping_by_value(m: Measurement, limits: Limits) -> Verdict:
     ]
     norms = [n for n in m.probe.gradient_norms if math.isfinite(n)]
     limit = number(percentile(norms, 0.9)) if norms else "1"
-    remedies = (Remedy("clip-gradient-norm", f"clip by norm instead: clip_grad_norm_(model.parameters(), {limit})", "safe"),)
+    remedies = Remedy("clip-gradient-norm", f"clip by norm instead: clip_grad_norm_(model.parameters(), {limit})", "safe")
     return [found("info", message, location=clip.site or m.optimizer.site, evidence=evidence, remedies=remedies)]

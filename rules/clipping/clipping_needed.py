@@ -88,7 +88,6 @@ def breakdown(m: Measurement) -> NormSpike | None:
 
 @rule(
     "CLIP001",
-    "clipping-needed",
     up_to="warning",
     needs=("probe", "clipping"),
     limits={
@@ -175,5 +174,5 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
         Evidence("largest gradient norm over its neighbours' median", spike.ratio, limit, ">", "times"),
         *([Evidence("rise of the loss after it", spike.jump, limits["jump"], ">", "of the loss at the start")] if jumps else []),
     ]
-    remedies = (Remedy("clip-gradient-norm", text, "safe"),)
+    remedies = Remedy("clip-gradient-norm", text, "safe")
     return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies)]

@@ -13,7 +13,6 @@ TIGHT = 10.0  # times the threshold: a usual norm this large means that clipping
 
 @rule(
     "CLIP002",
-    "clipping-too-tight",
     up_to="warning",
     needs=("probe", "parameters", "clipping"),
     limits={"share": Limit(0.5, "of the steps", "Deep Learning Tuning Playbook: more than half is extremely aggressive")},
@@ -85,5 +84,5 @@ def clipping_too_tight(m: Measurement, limits: Limits) -> Verdict:
         Evidence("share of clipped steps", clip.clipped, limits["share"], ">", "of the steps"),
         Evidence("usual gradient norm", usual, clip.threshold, ">"),
     ]
-    remedies = (Remedy("clip-gradient-norm", text, "safe"),)
+    remedies = Remedy("clip-gradient-norm", text, "safe")
     return [found(severity, message, location=clip.site or optimizer.site, evidence=evidence, remedies=remedies)]

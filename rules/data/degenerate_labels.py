@@ -6,14 +6,13 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 
 @rule(
     "DATA004",
-    "degenerate-labels",
     up_to="error",
     needs=("data",),
     limits={
@@ -68,9 +67,7 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(SYNTHETIC)
     if _is_told_the_same(m):
         return [_told_the_same(m.losses)]
-    labels = m.data.labels
-    if labels is None:
-        return not_applicable("no class labels")
+    labels = required(m.data.labels, not_applicable("no class labels"))
     total = sum(labels.counts)
     dense = total + labels.ignored > m.data.batches * m.data.batch_size or any(
         c.target_kind == "classes" and len(c.target_shape) > 1 for c in m.losses
@@ -102,8 +99,8 @@ def _told_the_same(calls: Sequence[LossCall]) -> Finding:
         f"all targets of the {len(calls)} calls of {calls[0].function} are {number(told)} (at least 2 different ones needed): "
         f"what is judged makes no difference, and the model learns to say {number(told)} always",
         location=calls[-1].site,
-        evidence=(Evidence("different targets", 1, 2, "<", f"in {len(calls)} calls"),),
-        remedies=(Remedy("fix-labels", "give what the model is to tell apart different targets: 1 to what is real, 0 to what is made"),),
+        evidence=Evidence("different targets", 1, 2, "<", f"in {len(calls)} calls"),
+        remedies=Remedy("fix-labels", "give what the model is to tell apart different targets: 1 to what is real, 0 to what is made"),
         confirmed=BY_VALUE,
     )
 
@@ -118,8 +115,8 @@ def _one_class(m: Measurement, labels: LabelFacts, total: int) -> Finding:
         f"all {total} labels of {m.data.batches} batches are class {labels.minimum} (of {labels.classes} outputs; "
         "at least 2 classes needed): the model learns to predict that class always",
         location=_loss_site(m),
-        evidence=(Evidence("classes among the labels", 1, 2, "<"),),
-        remedies=(Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),),
+        evidence=Evidence("classes among the labels", 1, 2, "<"),
+        remedies=Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),
         confirmed=BY_VALUE,
     )
 
@@ -133,8 +130,8 @@ def _imbalanced(m: Measurement, labels: LabelFacts, limits: Limits) -> Finding:
         f"class {rare[1]} has {rare[0]} labels, class {-often[1]} has {often[0]}: a share of {number(share)} "
         f"(limit {number(limits['imbalance'])}); the loss hardly notices whether the rare class is learned",
         location=_loss_site(m),
-        evidence=(Evidence("labels of the rarest over the most frequent class", share, limits["imbalance"], "<"),),
-        remedies=(Remedy("balance-classes", "weight the classes in the loss, or draw samples with a WeightedRandomSampler"),),
+        evidence=Evidence("labels of the rarest over the most frequent class", share, limits["imbalance"], "<"),
+        remedies=Remedy("balance-classes", "weight the classes in the loss, or draw samples with a WeightedRandomSampler"),
     )
 
 
@@ -154,14 +151,12 @@ def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) 
         f"the data are not shuffled: {order}a batch holds {number(seen)} classes on average, shuffled ones would hold {number(expected)} "
         f"(limit {number(limits['variety'])} of that): steps pull towards one class after the other",
         location=_loss_site(m),
-        evidence=(
-            Evidence(
-                "classes in a batch, over the number expected when shuffled",
-                ratio,
-                limits["variety"],
-                "<" if ratio < limits["variety"] else "=",
-            ),
+        evidence=Evidence(
+            "classes in a batch, over the number expected when shuffled",
+            ratio,
+            limits["variety"],
+            "<" if ratio < limits["variety"] else "=",
         ),
-        remedies=(Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),),
+        remedies=Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),
         confirmed=failure,
     )

@@ -1,14 +1,13 @@
 from gradcheck.analysis.wording import percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.data import Turned
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 
 @rule(
     "DATA007",
-    "labels-shuffled",
     up_to="warning",
     needs=("loop",),
     limits={
@@ -70,11 +69,9 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     turned = m.data.turned
     if turned is not None and min(turned.fitting, turned.mirrored) >= limits["turned"]:
         return [_turned(m, turned, limits["turned"])]
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    seen = m.loop.pairing
-    if seen is None:
-        return not_applicable("inputs and targets are paired as they came, or nothing is known of where they come from")
+    loop = script(m)
+    as_they_came = "inputs and targets are paired as they came, or nothing is known of where they come from"
+    seen = required(loop.pairing, not_applicable(as_they_came))
     if seen.source < limits["source"] or seen.trained > limits["trained"]:
         return []
     message = (
@@ -87,7 +84,7 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
         Evidence("explained as they came", seen.source, limits["source"], ">=", "of the variance"),
     ]
     cure = Remedy("shuffle-together", "draw one order, and put inputs and targets in it together", "unsafe")
-    return [found("warning", message, location=seen.site or m.loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=seen.site or loop.backward_site, evidence=evidence, remedies=cure)]
 
 
 def _turned(m: Measurement, t: Turned, limit: float) -> Finding:
@@ -102,4 +99,4 @@ def _turned(m: Measurement, t: Turned, limit: float) -> Finding:
     ]
     cure = Remedy("shuffle-together", "draw once for each sample, and turn its image and its target by the same draw", "unsafe")
     site = (batches.reading or batches.site) if batches is not None else None
-    return found("warning", message, location=site, evidence=evidence, remedies=[cure])
+    return found("warning", message, location=site, evidence=evidence, remedies=cure)

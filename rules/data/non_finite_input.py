@@ -10,25 +10,9 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "DATA002",
-    "non-finite-input",
     up_to="error",
     needs=("data",),
-    explains=(
-        "NUM001",
-        "NUM002",
-        "LOSS002",
-        "LOSS003",
-        "LOSS005",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "GRAD001",
-        "GRAD002",
-        "GRAD004",
-        "ACT001",
-        "ACT002",
-        "ACT004",
-    ),
+    explains="NUM001 NUM002 LOSS002 LOSS003 LOSS005 OPT001 OPT007 OPT002 GRAD001 GRAD002 GRAD004 ACT001 ACT002 ACT004".split(),
 )
 def non_finite_input(m: Measurement, limits: Limits) -> Verdict:
     """The data hold NaN or infinity.
@@ -81,9 +65,9 @@ def _non_finite(m: Measurement, x: InputFacts) -> Finding:
     return found(
         "info" if harmless else "error",
         f"input {x.name} holds NaN or infinity in {entries} (limit 0), first at {_index(x)}: {meaning}",
-        evidence=(Evidence("non-finite entries of the input", x.non_finite, 0, ">"),),
-        remedies=(Remedy("clean-data", "drop these samples, or replace the entries, by the feature's mean for example", "advice"),),
-        confirmed="" if harmless else BY_VALUE,
+        evidence=Evidence("non-finite entries of the input", x.non_finite, 0, ">"),
+        remedies=Remedy("clean-data", "drop these samples, or replace the entries, by the feature's mean for example", "advice"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -114,7 +98,7 @@ def _non_finite_target(call: LossCall) -> Finding:
         f"the target {list(call.target_shape)} of {call.function} holds NaN or infinity (its mean is {number(mean)}; "
         "limit: finite): the loss, then every weight, becomes NaN",
         location=call.site,
-        evidence=(Evidence("mean of the target", worst, None, "="),),
-        remedies=(Remedy("clean-data", "drop the samples without a target, or mask them out of the loss", "advice"),),
+        evidence=Evidence("mean of the target", worst, None, "="),
+        remedies=Remedy("clean-data", "drop the samples without a target, or mask them out of the loss", "advice"),
         confirmed=BY_VALUE,
     )

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "DATA005",
-    "uninformative-features",
     up_to="info",
     needs=("data",),
     limits={

@@ -19,7 +19,6 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
 
 @rule(
     "DATA001",
-    "unscaled-input",
     up_to="error",
     needs=("data",),
     limits={
@@ -30,21 +29,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
         "offset": Limit(3.0, "times the std", "heuristic"),
         "large_mean": Limit(10.0, "", "heuristic: log-spectrograms (mean -4) are healthy"),
     },
-    explains=(
-        "GRAPH008",
-        "LOSS003",
-        "LOSS005",
-        "ACT001",
-        "ACT002",
-        "INIT001",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "GRAD002",
-        "GRAD004",
-        "CLIP001",
-        "NUM001",
-    ),
+    explains="GRAPH008 LOSS003 LOSS005 ACT001 ACT002 INIT001 OPT001 OPT007 OPT002 GRAD002 GRAD004 CLIP001 NUM001".split(),
 )
 def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     """Inputs reach the first layer far from zero mean and unit scale.
@@ -109,8 +94,8 @@ def _changed_by_reading(site: Location | None) -> Finding:
         "again in every epoch"
     )
     cure = Remedy("copy-before-change", "copy the row first (x = self.x[i].copy(), or .clone()), or compute a new one: x = x / 255", "safe")
-    evidence = (Evidence("readings that change the data", 2, 0, ">"),)
-    return found("error", message, location=site, evidence=evidence, remedies=(cure,), confirmed=BY_VALUE)
+    evidence = Evidence("readings that change the data", 2, 0, ">")
+    return found("error", message, location=site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)
 
 
 def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
@@ -152,7 +137,7 @@ def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
             Evidence("mean of the input", x.mean, None, "="),
             Evidence("standard deviation of the input", x.std, None, "="),
         ),
-        remedies=(_standardize(x, ratio > limits["feature_std_ratio"]),),
+        remedies=_standardize(x, ratio > limits["feature_std_ratio"]),
     )
 
 
@@ -172,10 +157,10 @@ def _entering(m: Measurement, limits: Limits) -> list[Finding]:
         f"deviation of about {number(e.std)} (limit {number(limits['largest_std'])}) and span {number(e.min)} to {number(e.max)}, while "
         "initial weights and common learning rates assume about zero mean and unit scale"
     )
-    evidence = (Evidence("standard deviation of the loudest input", e.std, limits["largest_std"], ">", "", e.layer),)
+    evidence = Evidence("standard deviation of the loudest input", e.std, limits["largest_std"], ">", "", e.layer)
     text = f"scale them before the layer: divide by {number(max(abs(e.min), abs(e.max)))}, or embed them (sine and cosine, nn.Embedding)"
     cure = Remedy("standardize-input", text, "safe")
-    return [found("warning", message, layers=[e.layer], location=layers[first].site or e.site, evidence=evidence, remedies=(cure,))]
+    return [found("warning", message, layers=[e.layer], location=layers[first].site or e.site, evidence=evidence, remedies=cure)]
 
 
 def _arrives_unscaled(m: Measurement, x: InputFacts) -> bool:

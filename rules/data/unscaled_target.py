@@ -34,7 +34,6 @@ class Targets:
 
 @rule(
     "DATA003",
-    "unscaled-target",
     up_to="warning",
     needs=("losses", "data", "probe"),
     limits={

@@ -1,15 +1,14 @@
 """DATA006: validation-leak."""
 
 from gradcheck.analysis.wording import BY_VALUE, percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 
 @rule(
     "DATA006",
-    "validation-leak",
     up_to="error",
     needs=("loop",),
     limits={
@@ -69,11 +68,8 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     ## References
     ratschlab/aestetik#12; marin-community/marin#2700; TensorAuto/OpenTau#498; Kaufman et al. 2012, Leakage in data mining.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    leak = m.loop.leak
-    if leak is None:
-        return not_applicable("no loader gives data that are only looked at, as far as the script was followed")
+    loop = script(m)
+    leak = required(loop.leak, not_applicable("no loader gives data that are only looked at, as far as the script was followed"))
     share = leak.shared / max(1, leak.rows) - leak.twins
     if share <= limits["warning_share"] or leak.shared < limits["fewest"]:
         return []
@@ -84,7 +80,6 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
         f"{leak.shared} of the {leak.rows} samples that are looked at here, and not trained on, are among those that are trained on{twins} "
         f"({percent(share)}, limit {percent(limit)}): what they show is no figure of new data"
     )
-    evidence = [Evidence("validation samples that are trained on", share, limit, ">", "of the samples")]
+    evidence = Evidence("validation samples that are trained on", share, limit, ">", "of the samples")
     cure = Remedy("split-once", "split the data once, before anything else, and train on the one part only", "unsafe")
-    severity, confirmed = ("error", BY_VALUE) if error else ("warning", "")
-    return [found(severity, message, location=leak.site, evidence=evidence, remedies=[cure], confirmed=confirmed)]  # type: ignore[arg-type]
+    return [found("error" if error else "warning", message, location=leak.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)]

@@ -12,7 +12,6 @@ HEALTHY = "calibration: 18 mixtures of 2 to 64 experts, with and without a balan
 
 @rule(
     "MOE001",
-    "router-collapse",
     up_to="error",
     needs=("routing",),
     wants=("probe",),
@@ -117,6 +116,6 @@ def _finding(r: Router, severity: str, message: str, evidence: Evidence) -> Find
             Evidence("the same share before the training", before, None, "=", "of the choices", r.layer),
             Evidence("entropy of the router", r.entropy, None, "=", f"of log {number(r.experts)}", r.layer),
         ],
-        remedies=[Remedy("balance-experts", text)],
-        confirmed=BY_VALUE if severity == "error" else "",
+        remedies=Remedy("balance-experts", text),
+        confirmed=BY_VALUE,
     )

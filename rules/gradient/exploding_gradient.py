@@ -65,7 +65,7 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
         f"initial loss {number(m.probe.losses[0])} is {number(ratio)} times that of a constant prediction "
         f"(limit {number(limits['initial_loss'])}){signal}: {means}"
     )
-    evidence = (Evidence("initial loss over chance", ratio, limits["initial_loss"], ">", "times", loudest.name if loudest else None),)
+    evidence = Evidence("initial loss over chance", ratio, limits["initial_loss"], ">", "times", loudest.name if loudest else None)
     return found(
         "warning" if learns else "error",
         message,
@@ -73,32 +73,17 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
         location=loudest.site if loudest else None,
         evidence=evidence,
         remedies=explosion_remedies(m, layers),
-        confirmed="" if learns else BY_VALUE,
+        confirmed=BY_VALUE,
     )
 
 
 @rule(
     "GRAD002",
-    "exploding-gradient",
     up_to="error",
     needs=("signals", "graph", "losses", "probe"),
     limits=TREND_LIMITS
     | {"initial_loss": Limit(1e4, "times chance", "all of 507 random networks beyond it fail; 58 healthy ones reach 1.54")},
-    explains=(
-        "NORM001",
-        "NORM002",
-        "INIT003",
-        "INIT001",
-        "INIT002",
-        "INIT007",
-        "ACT004",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "LOSS003",
-        "LOSS005",
-        "NUM001",
-    ),
+    explains="NORM001 NORM002 INIT003 INIT001 INIT002 INIT007 ACT004 OPT001 OPT007 OPT002 LOSS003 LOSS005 NUM001".split(),
 )
 def exploding_gradient(m: Measurement, limits: Limits) -> Verdict:
     """The gradient, or the signal, grows exponentially with the number of layers.

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "GRAD005",
-    "gradient-outliers",
     up_to="info",
     needs=("samples", "probe"),
     limits={
@@ -65,7 +64,7 @@ def gradient_outliers(m: Measurement, limits: Limits) -> Verdict:
         f"gradient of sample {index} of the first batch is {number(largest / typical)} times that of a typical one "
         f"(limit {number(limits['ratio'])}): it decides where the step goes"
     )
-    evidence = (Evidence("largest over median gradient norm of a sample", largest / typical, limits["ratio"], ">", "times"),)
+    evidence = Evidence("largest over median gradient norm of a sample", largest / typical, limits["ratio"], ">", "times")
     cures = (
         Remedy("inspect-data", f"look at sample {index} of the first batch: its label, its scale, its length", "advice"),
         Remedy("clip-gradient-norm", "clip the gradient's norm, or use a loss that grows linearly (huber_loss)", "advice"),

@@ -143,7 +143,6 @@ def finding(m: Measurement, hit: list[tuple[Recurrence, float]], limits: Limits)
 
 @rule(
     "GRAD003",
-    "gradient-through-time",
     up_to="error",
     needs=("recurrence", "probe", "parameters", "regularization"),
     limits={

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limits, Verdict, not_applicable, rule
 
 @rule(
     "GRAD001",
-    "vanishing-gradient",
     up_to="error",
     needs=("signals", "graph", "probe"),
     limits=TREND_LIMITS,

@@ -44,7 +44,6 @@ WHOLE = "read the reverse direction where it has seen the whole sequence: from h
 
 @rule(
     "GRAD004",
-    "zero-gradient",
     up_to="error",
     needs=("parameters", "graph", "probe"),
     limits={

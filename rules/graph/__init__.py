@@ -4,12 +4,6 @@
 """
 
 RULES = (
-    "disconnected_parameters",
-    "unregistered_modules",
-    "parameters_not_in_optimizer",
-    "gradient_ascent",
-    "wrong_gradient",
-    "gradients_not_cleared",
-    "samples_mixed",
-    "input_ignored",
-)
+    "disconnected_parameters unregistered_modules parameters_not_in_optimizer gradient_ascent wrong_gradient "
+    "gradients_not_cleared samples_mixed input_ignored"
+).split()

@@ -23,13 +23,7 @@ REMADE = ("detach", "data", "numpy", "item")  # cuts that keep the values: a loo
 IDLE = {"unused-output": "computed but not used in the loss", "not-called": "never called"}
 
 
-@rule(
-    "GRAPH001",
-    "disconnected-parameters",
-    up_to="error",
-    needs=("reach",),
-    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH001", up_to="error", needs=("reach",), explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002"))
 def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
     """Parameters that the optimizer should train get no gradient.
 
@@ -122,13 +116,11 @@ def _cut(m: Measurement, cuts: Sequence[Cut], parameters: Sequence[Parameter]) -
         f"{head}: {meaning}",
         layers=owners_of(parameters) or [cut.layer],
         location=next((c.site for c in cuts if c.site), None) or site_of(m, [cut.layer]),
-        evidence=(_share(m, parameters),),
-        remedies=(
-            Remedy(
-                "remove-detach", f"remove {operation}, or freeze what lies before it with requires_grad_(False) if that is meant", "unsafe"
-            ),
+        evidence=_share(m, parameters),
+        remedies=Remedy(
+            "remove-detach", f"remove {operation}, or freeze what lies before it with requires_grad_(False) if that is meant", "unsafe"
         ),
-        confirmed=BY_VALUE if severity == "error" else "",
+        confirmed=BY_VALUE,
     )
 
 
@@ -141,8 +133,8 @@ def _idle(m: Measurement, parameters: Sequence[Parameter]) -> Finding:
         f"{layers_in_words(owners)}: {why} in this scan; {count_in_words(m, parameters)} get no gradient and keep their initial values",
         layers=owners,
         location=site_of(m, owners),
-        evidence=(_share(m, parameters),),
-        remedies=(Remedy("remove-unused-modules", "remove them, call them, or freeze them with requires_grad_(False)"),),
+        evidence=_share(m, parameters),
+        remedies=Remedy("remove-unused-modules", "remove them, call them, or freeze them with requires_grad_(False)"),
     )
 
 
@@ -158,7 +150,7 @@ def _all_disconnected(m: Measurement, trainable: Sequence[Parameter]) -> Finding
         f"the loss sends no gradient to any of the {len(trainable)} trainable parameters{by}; the model cannot learn",
         layers=owners_of(trainable)[:20],
         location=cut.site if cut else None,
-        evidence=(_share(m, trainable),),
+        evidence=_share(m, trainable),
         remedies=_all_cut(m, cut),
         confirmed=BY_VALUE,
     )

@@ -11,30 +11,16 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 # Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.
 NON_NEGATIVE_LOSSES = frozenset(
     (
-        "cross_entropy",
-        "nll_loss",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "multilabel_soft_margin_loss",
-        "soft_margin_loss",
-        "hinge_embedding_loss",
-        "triplet_margin_loss",
-        "margin_ranking_loss",
-        "ctc_loss",
-    )
+        "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss "
+        "multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss soft_margin_loss hinge_embedding_loss "
+        "triplet_margin_loss margin_ranking_loss ctc_loss"
+    ).split()
 )
 DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negative where the density exceeds 1: no fault
 
 
 @rule(
     "GRAPH004",
-    "gradient-ascent",
     up_to="error",
     needs=("probe", "losses"),
     wants=("terms",),
@@ -128,8 +114,8 @@ def _uphill_steps(m: Measurement, limits: Limits) -> Finding | None:
         f"the first step of {m.optimizer.name} goes uphill: its cosine with the negative gradient is "
         f"{number(m.ascent.cosine)} (limit {number(limit)}); training raises the loss",
         location=m.optimizer.site,
-        evidence=(Evidence("cosine of the first update with the negative gradient", m.ascent.cosine, limit, "<"),),
-        remedies=(Remedy("flip-sign", "subtract the gradient: a positive learning rate, and maximize=False", "safe"),),
+        evidence=Evidence("cosine of the first update with the negative gradient", m.ascent.cosine, limit, "<"),
+        remedies=Remedy("flip-sign", "subtract the gradient: a positive learning rate, and maximize=False", "safe"),
         confirmed=BY_VALUE,
     )
 
@@ -150,9 +136,9 @@ def _maximizing(m: Measurement) -> Finding | None:
         severity,
         f"{how}: {what}",
         location=m.optimizer.site or (known[0].site if known else None),
-        evidence=(Evidence("maximize", 1, 0, ">"),),
-        remedies=(Remedy("flip-sign", "subtract the gradient" if by_hand else "drop maximize=True", "safe"),),
-        confirmed=BY_VALUE if known else "",
+        evidence=Evidence("maximize", 1, 0, ">"),
+        remedies=Remedy("flip-sign", "subtract the gradient" if by_hand else "drop maximize=True", "safe"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -167,8 +153,8 @@ def _unbounded(m: Measurement) -> Finding | None:
         f"the loss has no lower bound: the probe took it to {number(end)} (expected to stay above 0){whose} "
         "and it falls faster and faster; training runs away",
         location=term.site if term else next((c.site for c in m.losses if c.site), None),
-        evidence=(Evidence("loss at the end of the probe", end, 0.0, "<"),),
-        remedies=(Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),),
+        evidence=Evidence("loss at the end of the probe", end, 0.0, "<"),
+        remedies=Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),
         confirmed=f"by the probe: the loss falls without bound, to {number(end)}",
     )
 
@@ -186,9 +172,9 @@ def _away(term: IdleTerm, limit: float) -> Finding:
         f"the loss leads away from the targets: to lower it, training has to lower {outputs}, by {percent(term.value)} of the gradient "
         f"(limit {percent(limit)}); its sign is flipped",
         location=term.site,
-        evidence=(Evidence("gradient that leads away from the targets", term.value, limit, ">=", "of the gradient"),),
-        remedies=(Remedy("flip-sign", "minimise what grows with the error: 1 - dice, -log_prob, -accuracy", "unsafe"),),
-        confirmed=BY_VALUE if of_classes else "",
+        evidence=Evidence("gradient that leads away from the targets", term.value, limit, ">=", "of the gradient"),
+        remedies=Remedy("flip-sign", "minimise what grows with the error: 1 - dice, -log_prob, -accuracy", "unsafe"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -199,8 +185,8 @@ def _easy(term: IdleTerm, limit: float) -> Finding:
         f"the factor of each sample's loss falls as that loss rises (rank correlation {number(-term.value)}, limit {number(-limit)}), and "
         "training can lower the product by a greater error: it follows the easy samples and leads away from the hard ones",
         location=term.site,
-        evidence=(Evidence("rank correlation of the factor with the loss", -term.value, -limit, "<="),),
-        remedies=(Remedy("flip-sign", "let the factor grow with the error, as (1 - p) ** gamma does; detach it if it is meant", "unsafe"),),
+        evidence=Evidence("rank correlation of the factor with the loss", -term.value, -limit, "<="),
+        remedies=Remedy("flip-sign", "let the factor grow with the error, as (1 - p) ** gamma does; detach it if it is meant", "unsafe"),
     )
 
 
@@ -218,9 +204,9 @@ def _turned(term: IdleTerm) -> Finding:
         "error" if term.operation == "upside-down" else "warning",
         f"{what}: to lower the loss, training makes actions with a positive advantage less likely",
         location=term.site,
-        evidence=(Evidence("ratio, the mean over the batch", term.value, None, "="),),
-        remedies=(Remedy("flip-sign", cure, "unsafe"),),
-        confirmed=BY_VALUE if term.operation == "upside-down" else "",
+        evidence=Evidence("ratio, the mean over the batch", term.value, None, "="),
+        remedies=Remedy("flip-sign", cure, "unsafe"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -231,8 +217,8 @@ def _along(loop: LoopFacts) -> Finding:
         f"this loss moves the scores of its own samples as that of {loop.along} does, by at least 99 % of the gradient (expected 0 %): "
         "it helps the training that it is to work against",
         location=loop.along_site or loop.backward_site,
-        evidence=(Evidence("gradients of both losses with the same sign, at least", 0.99, 0.0, ">", "of the gradient"),),
-        remedies=(Remedy("flip-sign", "give the samples the target of real ones in this loss", "unsafe"),),
+        evidence=Evidence("gradients of both losses with the same sign, at least", 0.99, 0.0, ">", "of the gradient"),
+        remedies=Remedy("flip-sign", "give the samples the target of real ones in this loss", "unsafe"),
     )
 
 
@@ -251,7 +237,7 @@ def _negated(m: Measurement, call: LossCall) -> Finding:
         "error" if wrong else "info",
         f"{call.function} enters the total loss with weight {number(weight)} (expected above 0): {meaning}",
         location=call.site,
-        evidence=(Evidence(f"d(total loss) / d({call.function})", weight, 0.0, "<"),),
-        remedies=(Remedy("flip-sign", f"add {call.function} to the total instead of subtracting it", "unsafe"),),
-        confirmed=("by the probe: the loss falls without bound" if runs_away else BY_VALUE) if wrong else "",
+        evidence=Evidence(f"d(total loss) / d({call.function})", weight, 0.0, "<"),
+        remedies=Remedy("flip-sign", f"add {call.function} to the total instead of subtracting it", "unsafe"),
+        confirmed="by the probe: the loss falls without bound" if runs_away else BY_VALUE,
     )

@@ -2,14 +2,16 @@ from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
-NO_SCRIPT = "no training script was run"
+
+def script(m: Measurement) -> LoopFacts:
+    """What the loop of the training script did, which a rule about it cannot judge without."""
+    return required(m.loop, not_applicable("no training script was run"))
 
 
 @rule(
     "GRAPH006",
-    "gradients-not-cleared",
     up_to="error",
     needs=("loop",),
     limits={
@@ -62,9 +64,7 @@ def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim.Optimizer.zero_grad`.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if not loop.backwards:
         return not_applicable("no backward pass was meant for this optimizer")
     if loop.steps < limits["steps"]:
@@ -88,8 +88,8 @@ def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
         "error",
         message,
         location=loop.backward_site or loop.step_site,
-        evidence=(Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", f"call {call} before each backward()"),),
+        evidence=Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),
+        remedies=Remedy("clear-gradients", f"call {call} before each backward()"),
         confirmed=BY_VALUE,
     )
 
@@ -105,7 +105,7 @@ def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
         "error",
         message,
         location=loop.clear_site or loop.step_site,
-        evidence=(Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", f"move zero_grad() before backward(), or behind {step}"),),
+        evidence=Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),
+        remedies=Remedy("clear-gradients", f"move zero_grad() before backward(), or behind {step}"),
         confirmed=BY_VALUE,
     )

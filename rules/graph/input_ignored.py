@@ -12,7 +12,6 @@ ORDER = 1e-4  # as in measure/checks/dependence.py
 
 @rule(
     "GRAPH008",
-    "input-ignored",
     up_to="warning",
     needs=("dependence", "probe"),
     limits={
@@ -79,9 +78,9 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
         f"output hardly depends on the input: replacing samples by others changes it by {number(d.input_effect)} of its size "
         f"(limit {number(limit)}){shuffled}: only the average of the targets can be learned"
     )
-    evidence = [Evidence("change of the output when the input changes", d.input_effect, limit, "<", "of the output")]
+    evidence = Evidence("change of the output when the input changes", d.input_effect, limit, "<", "of the output")
     cure = Remedy("use-input", "follow the input through the forward method to where its values are lost, and use them", "unsafe")
-    return [found("warning", message, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, evidence=evidence, remedies=cure)]
 
 
 def _unordered(m: Measurement, d: Dependence) -> Finding:
@@ -91,8 +90,8 @@ def _unordered(m: Measurement, d: Dependence) -> Finding:
         "of them, so that none can be told from another",
         layers=(d.layer,) if d.layer else (),
         location=d.site or layer_site(m, d.layer),
-        evidence=[Evidence("change of the output when the positions change places", 0.0, ORDER, "<=", "of the output")],
-        remedies=[Remedy("check-arguments", "take a row for each position: table[:, :length], with the colon", "advice")],
+        evidence=Evidence("change of the output when the positions change places", 0.0, ORDER, "<=", "of the output"),
+        remedies=Remedy("check-arguments", "take a row for each position: table[:, :length], with the colon", "advice"),
     )
 
 

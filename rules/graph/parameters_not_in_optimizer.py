@@ -10,13 +10,7 @@ from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 
-@rule(
-    "GRAPH003",
-    "parameters-not-in-optimizer",
-    up_to="error",
-    needs=("optimizer", "reach"),
-    explains=("LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH003", up_to="error", needs=("optimizer", "reach"), explains=("LOSS005", "OPT001", "OPT007", "OPT002"))
 def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     """Trainable parameters are in no parameter group of the optimizer, or in two.
 
@@ -87,11 +81,11 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
         f"{count_in_words(m, missing)} are {_left_out(m)}, {_which(missing, owners, 'from ')}: they keep their initial values{why}{stale}",
         layers=owners,
         location=_first_made(missing) or m.optimizer.site or site_of(m, owners),
-        evidence=(
-            Evidence("trainable parameters outside the optimizer", len(missing), 0, ">", f"of {sum(p.trainable for p in m.parameters)}"),
+        evidence=Evidence(
+            "trainable parameters outside the optimizer", len(missing), 0, ">", f"of {sum(p.trainable for p in m.parameters)}"
         ),
-        remedies=(_rebuild(m, missing, owners),),
-        confirmed=BY_VALUE if severity == "error" else "",
+        remedies=_rebuild(m, missing, owners),
+        confirmed=BY_VALUE,
     )
 
 
@@ -103,8 +97,8 @@ def _thawed(m: Measurement, thawed: LoopThawed) -> Finding:
         "they get gradients, and keep their values",
         layers=owners,
         location=m.optimizer.site,
-        evidence=(Evidence("unfrozen parameters outside the optimizer", count, 0, ">"),),
-        remedies=(Remedy("add-to-optimizer", "when you unfreeze them, add them: optimizer.add_param_group({'params': ...})", "safe"),),
+        evidence=Evidence("unfrozen parameters outside the optimizer", count, 0, ">"),
+        remedies=Remedy("add-to-optimizer", "when you unfreeze them, add them: optimizer.add_param_group({'params': ...})", "safe"),
         confirmed=BY_VALUE,
     )
 
@@ -116,8 +110,8 @@ def _remade(remade: LoopRemade) -> Finding:
         f"a layer with weights of shape {shapes} is made anew in each step (expected: once): it stays random, no optimizer holds it, and "
         "what stands around it trains for weights that are gone in the next step",
         location=remade.site,
-        evidence=(Evidence("shapes of weights that are drawn anew", len(remade.shapes), 0, ">"),),
-        remedies=(Remedy("register-modules", "make the layer once, in __init__ of the model, and keep it as an attribute"),),
+        evidence=Evidence("shapes of weights that are drawn anew", len(remade.shapes), 0, ">"),
+        remedies=Remedy("register-modules", "make the layer once, in __init__ of the model, and keep it as an attribute"),
         confirmed=BY_VALUE,
     )
 
@@ -148,11 +142,7 @@ def _rebuild(m: Measurement, missing: Sequence[Parameter], owners: Sequence[str]
     if _is_by_hand(m):
         text = f"update {held}, too, or freeze them with requires_grad_(False)"
         return Remedy("add-to-optimizer", text)
-    return Remedy(
-        "add-to-optimizer",
-        f"add {held} to a group of the optimizer, or freeze them with requires_grad_(False)",
-        "safe",
-    )
+    return Remedy("add-to-optimizer", f"add {held} to a group of the optimizer, or freeze them with requires_grad_(False)", "safe")
 
 
 def _missing_severity(m: Measurement, missing: Sequence[Parameter]) -> tuple[Severity, str]:
@@ -191,8 +181,8 @@ def _twice(m: Measurement, twice: Sequence[Parameter]) -> Finding:
         "each step updates them once for each group",
         layers=owners,
         location=site_of(m, owners) or m.optimizer.site,
-        evidence=(Evidence("groups that hold a parameter", max(p.groups for p in twice), 1, ">"),),
-        remedies=(Remedy("add-to-optimizer", "put every parameter into one group", "safe"),),
+        evidence=Evidence("groups that hold a parameter", max(p.groups for p in twice), 1, ">"),
+        remedies=Remedy("add-to-optimizer", "put every parameter into one group", "safe"),
         confirmed=BY_VALUE,
     )
 
@@ -203,6 +193,6 @@ def _stale(m: Measurement) -> Finding:
         f"the optimizer {m.optimizer.name} holds {m.optimizer.stale} tensors that are not in the model "
         "and get no gradient (limit 0); all of the model's own are in it",
         location=m.optimizer.site,
-        evidence=(Evidence("tensors in the optimizer that are not in the model", m.optimizer.stale, 0, ">"),),
-        remedies=(Remedy("add-to-optimizer", "build the optimizer after the last change of the model", "safe"),),
+        evidence=Evidence("tensors in the optimizer that are not in the model", m.optimizer.stale, 0, ">"),
+        remedies=Remedy("add-to-optimizer", "build the optimizer after the last change of the model", "safe"),
     )

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 
 @rule(
     "GRAPH007",
-    "samples-mixed",
     up_to="error",
     needs=("dependence",),
     wants=("graph",),
@@ -82,8 +81,8 @@ def _scrambled(s: Scramble) -> Finding:
         f"{s.operation} of {list(s.before)} as {list(s.after)} keeps the {size} of axis {s.axis} as a size only (limit: entries stay "
         f"together): each of the {size} gets entries of others, as where permute belongs before it",
         location=s.site,
-        evidence=[Evidence("axes that keep their size and not their entries", 1, 0, ">")],
-        remedies=[Remedy("keep-batch-axis", f"bring the axes into the order that is wanted with permute, then {s.operation}", "unsafe")],
+        evidence=Evidence("axes that keep their size and not their entries", 1, 0, ">"),
+        remedies=Remedy("keep-batch-axis", f"bring the axes into the order that is wanted with permute, then {s.operation}", "unsafe"),
     )
 
 
@@ -99,11 +98,11 @@ def _placed(d: Dependence, certain: bool) -> Finding:
         message,
         layers=[d.layer],
         location=d.site,
-        evidence=[Evidence("copies of a sample that differ", 1.0, 0.0, ">", "", d.layer)],
-        remedies=[
-            Remedy("keep-batch-axis", "slice and broadcast encodings along the positions: pe[:, :x.size(1)] for [batch, time, features]")
-        ],
-        confirmed=BY_VALUE if certain else "",
+        evidence=Evidence("copies of a sample that differ", 1.0, 0.0, ">", "", d.layer),
+        remedies=Remedy(
+            "keep-batch-axis", "slice and broadcast encodings along the positions: pe[:, :x.size(1)] for [batch, time, features]"
+        ),
+        confirmed=BY_VALUE,
     )
 
 
@@ -127,11 +126,8 @@ def _mixing(d: Dependence, severity: Severity, certain: bool, limit: float) -> F
         f"{sure}{where} mixes the samples of a batch: when some are replaced, the output of the others changes by "
         f"{percent(d.mixed or 0.0)} as much (limit {percent(limit)}){what}"
     )
-    evidence = [Evidence("change of the other samples' output", d.mixed or 0.0, limit, ">", "of the own change", d.layer)]
-    confirmed = BY_VALUE if severity == "error" else ""
-    return found(
-        severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=[_unmix(d, operation)], confirmed=confirmed
-    )
+    evidence = Evidence("change of the other samples' output", d.mixed or 0.0, limit, ">", "of the own change", d.layer)
+    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=_unmix(d, operation), confirmed=BY_VALUE)
 
 
 def _unmix(d: Dependence, operation: str) -> Remedy:

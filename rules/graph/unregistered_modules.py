@@ -9,13 +9,7 @@ from gradcheck.types.parameters import HiddenTensor
 from gradcheck.types.rule import Limits, Verdict, found, rule
 
 
-@rule(
-    "GRAPH002",
-    "unregistered-modules",
-    up_to="error",
-    needs=("graph",),
-    explains=("GRAPH001", "GRAPH003", "LOSS005", "OPT001", "OPT007", "OPT002"),
-)
+@rule("GRAPH002", up_to="error", needs=("graph",), explains=("GRAPH001", "GRAPH003", "LOSS005", "OPT001", "OPT007", "OPT002"))
 def unregistered_modules(m: Measurement, limits: Limits) -> Verdict:
     """Modules or parameters are held where `parameters()` does not see them.
 
@@ -72,9 +66,9 @@ def _hidden(tensors: Sequence[HiddenTensor]) -> Finding:
         f"limit 0) are missing from parameters(): {never} to() and state_dict() leave them out",
         layers=tuple(dict.fromkeys(t.name for t in tensors if t.name)),
         location=first.site,
-        evidence=(Evidence("trainable tensors outside parameters()", len(tensors), 0, ">"),),
-        remedies=(_registration(first),),
-        confirmed=BY_VALUE if severity == "error" else "",
+        evidence=Evidence("trainable tensors outside parameters()", len(tensors), 0, ">"),
+        remedies=_registration(first),
+        confirmed=BY_VALUE,
     )
 
 

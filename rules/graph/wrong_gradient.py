@@ -3,7 +3,7 @@ from gradcheck.rules.graph.shared import _place
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 # What a mismatch that is meant looks like, and what it says about the gradient.
 INTENDED = {
@@ -17,7 +17,6 @@ DIFFERENCE = "float64, 12 correct networks: at most 4.3e-8; a backward that is o
 
 @rule(
     "GRAPH005",
-    "wrong-gradient",
     up_to="error",
     needs=("derivatives", "probe"),
     limits={
@@ -91,9 +90,7 @@ def wrong_gradient(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation, "Extending torch.autograd" and "Gradcheck mechanics"; Bengio et al. 2013 (straight-through
     estimators); Ganin and Lempitsky 2015 (gradient reversal).
     """
-    d = m.derivatives
-    if d is None:
-        return not_measured("the gradient was not compared with finite differences")
+    d = required(m.derivatives, not_measured("the gradient was not compared with finite differences"))
     if not d.deterministic:
         return not_measured("two forward passes with the same random numbers gave different losses")
     if d.error <= limits["advice"]:
@@ -122,7 +119,7 @@ def _meant(d: Derivatives, limits: Limits) -> Finding:
     cure = Remedy(
         "keep-or-remove", f"if {by}{_place(d.layer)} is not meant to hide part of the derivative, let autograd see through it", "advice"
     )
-    return found("info", message, layers=[d.layer], location=d.site, evidence=[_evidence(d, limits["advice"])], remedies=[cure])
+    return found("info", message, layers=[d.layer], location=d.site, evidence=_evidence(d, limits["advice"]), remedies=cure)
 
 
 def _wrong_function(d: Derivatives, wrong: float, limits: Limits) -> Finding:
@@ -140,9 +137,8 @@ def _wrong_function(d: Derivatives, wrong: float, limits: Limits) -> Finding:
         )
     said = f"; torch.autograd.gradcheck says: {d.gradcheck}" if d.gradcheck else ""
     text = f"correct {d.function}.backward, or leave it to autograd; check it with torch.autograd.gradcheck in float64{said}".rstrip(".")
-    confirmed = BY_VALUE if severity == "error" else ""
     cure = Remedy("fix-backward", text, "unsafe")
-    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=[cure], confirmed=confirmed)
+    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)
 
 
 def _hook(m: Measurement, d: Derivatives, limits: Limits) -> Finding:
@@ -158,9 +154,8 @@ def _hook(m: Measurement, d: Derivatives, limits: Limits) -> Finding:
     cure = Remedy(
         "remove-hook", f"remove the hook{_place(d.layer)}; clip gradients between backward and the optimizer's step instead", "unsafe"
     )
-    confirmed = failure if severity == "error" else ""
-    evidence = [_evidence(d, limits["disagreement"])]
-    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=[cure], confirmed=confirmed)
+    evidence = _evidence(d, limits["disagreement"])
+    return found(severity, message, layers=[d.layer], location=d.site, evidence=evidence, remedies=cure, confirmed=failure)
 
 
 def _unexplained(d: Derivatives, limits: Limits) -> Finding:
@@ -169,4 +164,4 @@ def _unexplained(d: Derivatives, limits: Limits) -> Finding:
         "and no custom Function, hook or detached value explains it: an extension in C++, perhaps"
     )
     cure = Remedy("check-extensions", "run torch.autograd.gradcheck on operations that do not come from torch", "advice")
-    return found("info", message, evidence=[_evidence(d, limits["disagreement"])], remedies=[cure])
+    return found("info", message, evidence=_evidence(d, limits["disagreement"]), remedies=cure)

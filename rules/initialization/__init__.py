@@ -4,12 +4,6 @@
 """
 
 RULES = (
-    "signal_gain",
-    "weight_scale",
-    "residual_growth",
-    "recurrent_initialization",
-    "degenerate_initialization",
-    "symmetric_units",
-    "default_initialization",
-    "output_bias_off_prior",
-)
+    "signal_gain weight_scale residual_growth recurrent_initialization degenerate_initialization symmetric_units "
+    "default_initialization output_bias_off_prior"
+).split()

@@ -13,7 +13,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "INIT007",
-    "default-initialization",
     up_to="error",
     needs=("signals", "parameters", "graph", "probe"),
     limits={
@@ -24,15 +23,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
         "total_learning": Limit(4.0, "decades", "vanishing-gradient's limit for a warning on a model that learns in the probe"),
         "total": Limit(1.5, "decades", "random networks between 1.5 and 2 decades fail in 65 % with SGD at 0.01"),
     },
-    explains=(
-        "GRAPH008",
-        "NORM001",
-        "INIT001",
-        "LOSS005",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-    ),
+    explains="GRAPH008 NORM001 INIT001 LOSS005 OPT001 OPT007 OPT002".split(),
 )
 def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     """A deep plain network left at torch's default initialisation.

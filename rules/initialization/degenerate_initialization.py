@@ -20,7 +20,6 @@ def stays_degenerate(p: Parameter, limits: Limits) -> bool:
 
 @rule(
     "INIT005",
-    "degenerate-initialization",
     up_to="error",
     needs=("parameters", "units", "graph", "probe"),
     limits={
@@ -92,8 +91,8 @@ def _degenerate_finding(group: list[Layer], weights: dict[str, Parameter]) -> Fi
     effect = "they get no gradient that could change that" if zero else "its units stay copies of one another"
     message = f"all {p.count} entries of {quoted(p.name)} are {value}, and after {last} steps still equal{also_in(group)}: {effect}"
     remedy = Remedy("break-symmetry", f"initialise {quoted(p.name)} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
-    evidence = (Evidence("steps after which the units are still equal", float(last), 3.0, ">=", "steps", first.name),)
-    return found("error", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
+    evidence = Evidence("steps after which the units are still equal", float(last), 3.0, ">=", "steps", first.name)
+    return found("error", message, layers=names(group), location=first.site, evidence=evidence, remedies=remedy, confirmed=BY_VALUE)
 
 
 def shut_layers(m: Measurement, limits: Limits) -> list[tuple[Layer, Layer, Parameter]]:
@@ -121,7 +120,7 @@ def _shut_finding(m: Measurement, group: list[tuple[Layer, Layer, Parameter]], l
         message,
         layers=names(x for a, b, _ in group for x in (b, a)),
         location=before.site,
-        evidence=(Evidence("mean bias", p.mean, limits["bias"], "<", "", before.name),),
-        remedies=(Remedy("he-init", f"start {quoted(p.name)} at zero", "safe"),),
+        evidence=Evidence("mean bias", p.mean, limits["bias"], "<", "", before.name),
+        remedies=Remedy("he-init", f"start {quoted(p.name)} at zero", "safe"),
         confirmed=failure,
     )

@@ -13,7 +13,6 @@ SHOWN = 4  # classes whose bias is written out
 
 @rule(
     "INIT008",
-    "output-bias-off-prior",
     up_to="info",
     needs=("losses", "data"),
     limits={
@@ -86,7 +85,7 @@ def output_bias_off_prior(m: Measurement, limits: Limits) -> Verdict:
                 Evidence("what a bias at the class frequencies saves, over log(classes)", gain / level, limits["gain"], ">"),
                 Evidence("first loss", call.value, None, "="),
             ),
-            remedies=(Remedy("prior-bias", _cure(call, shares), "safe"),),
+            remedies=Remedy("prior-bias", _cure(call, shares), "safe"),
         )
     ]
 

@@ -25,7 +25,7 @@ def radius_finding(m: Measurement, r: Recurrence, limits: Limits) -> Finding | N
         Evidence("change of the gradient over time", abs(size), limits["decades" if low else "growth"], ">", "decades", r.layer),
     )
     cure = Remedy("orthogonal-recurrent", f"initialise them with orthogonal_: spectral radius 1 instead of {number(radius)}", "safe")
-    return found("warning", message, layers=(r.layer,), location=r.site, evidence=evidence, remedies=(cure,))
+    return found("warning", message, layers=(r.layer,), location=r.site, evidence=evidence, remedies=cure)
 
 
 def forget_finding(r: Recurrence, limits: Limits) -> Finding | None:
@@ -42,14 +42,13 @@ def forget_finding(r: Recurrence, limits: Limits) -> Finding | None:
         f"forget gates of {r.layer or 'the model'} ({r.type}) start {what}: their bias is {number(bias)} on average "
         f"(limit {number(limit)}), and a state fades within a few of the {r.steps} steps"
     )
-    evidence = (Evidence("mean bias of the forget gate", bias, limit, "<", "", r.layer),)
+    evidence = Evidence("mean bias of the forget gate", bias, limit, "<", "", r.layer)
     cure = Remedy("forget-bias", f"set the forget gate's bias to 1 instead of {number(bias)}: bias_ih 1, bias_hh 0", "safe")
-    return found(severity, message, layers=(r.layer,), location=r.site, evidence=evidence, remedies=(cure,))
+    return found(severity, message, layers=(r.layer,), location=r.site, evidence=evidence, remedies=cure)
 
 
 @rule(
     "INIT004",
-    "recurrent-initialization",
     up_to="warning",
     needs=("recurrence", "probe", "parameters", "regularization"),
     limits={

@@ -10,7 +10,6 @@ from gradcheck.types.structure import Stream
 
 @rule(
     "INIT003",
-    "residual-growth",
     up_to="warning",
     needs=("graph", "losses", "probe"),
     limits={

@@ -42,7 +42,6 @@ def backward_gain(layer: Layer, value: float, parameters: Mapping[str, Parameter
 
 @rule(
     "INIT001",
-    "signal-gain",
     up_to="warning",
     needs=("signals", "parameters", "graph", "probe"),
     limits={
@@ -136,6 +135,6 @@ def _gain_finding(
         message,
         layers=names(group),
         location=worst.site,
-        evidence=(Evidence("gain against the activation's", times, limits["misfit"], ">", "times", worst.name),),
+        evidence=Evidence("gain against the activation's", times, limits["misfit"], ">", "times", worst.name),
         remedies=(*cures.reinitialise(m, group), *cures.rescale(m)),
     )

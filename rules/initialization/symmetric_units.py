@@ -11,7 +11,6 @@ from gradcheck.types.structure import Shared
 
 @rule(
     "INIT006",
-    "symmetric-units",
     up_to="error",
     needs=("parameters", "graph"),
     limits={
@@ -84,11 +83,9 @@ def _one_module(s: Shared) -> Finding:
         f"are equal, before training and after it{targets}",
         layers=s.names,
         location=s.site,
-        evidence=(Evidence("different modules", 1, float(len(s.names)), "<"),),
-        remedies=(
-            Remedy("check-arguments", f"make {len(s.names)} of them: [... for _ in range({len(s.names)})], not [...] * n", "advice"),
-        ),
-        confirmed=BY_VALUE if s.targets > 1 else "",
+        evidence=Evidence("different modules", 1, float(len(s.names)), "<"),
+        remedies=Remedy("check-arguments", f"make {len(s.names)} of them: [... for _ in range({len(s.names)})], not [...] * n", "advice"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -107,5 +104,5 @@ def _symmetry_finding(group: list[Layer], weights: dict[str, Parameter], limits:
         f"in weights and gradients, still after {_last_step(p)} steps{also_in(group)}: they will stay equal"
     )
     remedy = Remedy("break-symmetry", f"initialise {quoted(p.name)} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
-    evidence = (Evidence("units that equal another one", _twins(p), limits["duplicates"], ">", "of the units", worst.name),)
-    return found("error", message, layers=names(group), location=worst.site, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
+    evidence = Evidence("units that equal another one", _twins(p), limits["duplicates"], ">", "of the units", worst.name)
+    return found("error", message, layers=names(group), location=worst.site, evidence=evidence, remedies=remedy, confirmed=BY_VALUE)

@@ -13,7 +13,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "INIT002",
-    "weight-scale",
     up_to="error",
     needs=("parameters", "graph", "losses", "probe"),
     limits={
@@ -24,20 +23,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
         "embedding_lowest": Limit(1e-4, "standard deviation", "heuristic; 0.02 to 1 are usual"),
         "embedding_highest": Limit(10.0, "standard deviation", "heuristic; 0.02 to 1 are usual"),
     },
-    explains=(
-        "INIT001",
-        "ACT001",
-        "LOSS003",
-        "LOSS005",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "GRAD001",
-        "GRAD002",
-        "CLIP001",
-        "GRAPH008",
-        "NUM001",
-    ),
+    explains="INIT001 ACT001 LOSS003 LOSS005 OPT001 OPT007 OPT002 GRAD001 GRAD002 CLIP001 GRAPH008 NUM001".split(),
 )
 def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     """Weights that are orders of magnitude off what the number of inputs calls for.
@@ -141,7 +127,7 @@ def _scale_finding(m: Measurement, group: list[Layer], worst: Layer, text: str, 
     )
     cure = Remedy("lecun-init", f"initialise with standard deviation 1 / sqrt(fan_in) = {number((worst.fan_in or 1) ** -0.5)}", "safe")
     remedies = cures.reinitialise(m, group) or (cure,)
-    return found("warning", message, layers=names(group), location=worst.site, evidence=(evidence,), remedies=remedies)
+    return found("warning", message, layers=names(group), location=worst.site, evidence=evidence, remedies=remedies)
 
 
 def _head_scales(m: Measurement, limits: Limits) -> list[Finding]:
@@ -162,7 +148,7 @@ def _head_scales(m: Measurement, limits: Limits) -> list[Finding]:
             Evidence("gain of the head's weights", value, limits["highest"], ">", "", x.name),
             Evidence("initial loss over chance", times, limits["head_loss"], ">", "times", x.name),
         )
-        result.append(found("warning", message, layers=(x.name,), location=x.site, evidence=evidence, remedies=(remedy,)))
+        result.append(found("warning", message, layers=(x.name,), location=x.site, evidence=evidence, remedies=remedy))
     return result
 
 
@@ -179,6 +165,6 @@ def _embedding_scales(m: Measurement, limits: Limits) -> list[Finding]:
             f"embedding {quoted(x.name)} has standard deviation {number(p.std)} ({side} the limit {number(limit)}); 0.02 to 1 are usual"
         )
         remedy = Remedy("lecun-init", f"initialise the embedding with normal_(std={number(max(0.02, p.shape[-1] ** -0.5))})", "safe")
-        evidence = (Evidence("standard deviation of the embedding", p.std, limit, ">" if high else "<", "", x.name),)
-        result.append(found("info", message, layers=(x.name,), location=x.site, evidence=evidence, remedies=(remedy,)))
+        evidence = Evidence("standard deviation of the embedding", p.std, limit, ">" if high else "<", "", x.name)
+        result.append(found("info", message, layers=(x.name,), location=x.site, evidence=evidence, remedies=remedy))
     return result

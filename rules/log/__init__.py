@@ -4,11 +4,5 @@
 """
 
 RULES = (
-    "log_loss_not_finite",
-    "log_loss_diverged",
-    "log_loss_spikes",
-    "log_loss_flat",
-    "log_rate_jumps",
-    "log_evaluation_departs",
-    "log_gradient_norms",
-)
+    "log_loss_not_finite log_loss_diverged log_loss_spikes log_loss_flat log_rate_jumps log_evaluation_departs log_gradient_norms"
+).split()

@@ -2,15 +2,14 @@ from statistics import median
 
 from gradcheck.analysis.curves import lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import at_step, finished, look
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 
 @rule(
     "LOG006",
-    "log-evaluation-departs",
     up_to="warning",
     needs=("log",),
     limits={
@@ -52,11 +51,8 @@ def log_evaluation_departs(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Prechelt 1998, Early stopping - but when?; Guo et al. 2017, On calibration of modern neural networks.
     """
-    if m.log is None:
-        return not_applicable(NO_LOG)
-    if m.log.evaluation is None or m.log.loss is None:
-        return not_applicable("the log has no loss of training and of evaluation, both")
-    curve, training = m.log.evaluation.finite, m.log.loss.finite
+    log, none = finished(m), not_applicable("the log has no loss of training and of evaluation, both")
+    curve, training = required(log.evaluation, none).finite, required(log.loss, none).finite
     count = round(limits["after"])
     if len(curve.values) < limits["points"]:
         return not_measured(f"{len(curve.values)} evaluations are too few")
@@ -76,6 +72,6 @@ def log_evaluation_departs(m: Measurement, limits: Limits) -> Verdict:
         f"({percent(rise / abs(best))} more, limit {percent(limits['rise'])}), while the training loss falls on: the weights of "
         f"{at_step(step)} are better than the last ones"
     )
-    evidence = (Evidence("rise of the evaluation loss", rise / abs(best) if best else 0.0, limits["rise"], ">", "of the lowest"),)
-    remedies = (look(m, f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data"),)
+    evidence = Evidence("rise of the evaluation loss", rise / abs(best) if best else 0.0, limits["rise"], ">", "of the lowest")
+    remedies = look(m, f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data")
     return [found("warning", message, evidence=evidence, remedies=remedies)]

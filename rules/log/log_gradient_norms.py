@@ -2,16 +2,15 @@ from statistics import median
 
 from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn
 
 
 @rule(
     "LOG007",
-    "log-gradient-norms",
     up_to="warning",
     needs=("log",),
     limits={
@@ -55,11 +54,7 @@ def log_gradient_norms(m: Measurement, limits: Limits) -> Verdict:
     Pascanu et al. 2013, On the difficulty of training recurrent neural networks.
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.norm is None:
-        return not_applicable("the log has no norm of the gradient")
-    curve = log.norm.finite
+    curve = required(log.norm, not_applicable("the log has no norm of the gradient")).finite
     if len(curve.values) < limits["points"]:
         return not_measured(f"{len(curve.values)} values of the norm are too few")
     findings = (_course(m, curve, limits), _clipped(m, curve, log.clip, limits))
@@ -72,8 +67,8 @@ def _course(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
         return None
     if last == 0:
         message = f"the norm of the gradient ({curve.name}) is 0 at the end, after {number(usual)}: nothing is learned any more"
-        evidence = (Evidence("norm at the end", 0.0, 0.0, "="),)
-        return found("warning", message, evidence=evidence, remedies=(look(m, "find where the gradient is lost"),))
+        evidence = Evidence("norm at the end", 0.0, 0.0, "=")
+        return found("warning", message, evidence=evidence, remedies=look(m, "find where the gradient is lost"))
     if not last > limits["growth"] * usual:
         return None
     since = next(s for s, v in zip(curve.steps, curve.values, strict=True) if v > limits["growth"] * usual)
@@ -81,8 +76,8 @@ def _course(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
         f"the norm of the gradient ({curve.name}) grows to {number(last)}, {number(last / usual)} times that of the first half of the run "
         f"(limit {number(limits['growth'])}), beginning at {at_step(since)}"
     )
-    evidence = (Evidence("norm at the end over that of the first half", last / usual, limits["growth"], ">", "times"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, f"see which layers it comes from, at {at_step(since)}"),))
+    evidence = Evidence("norm at the end over that of the first half", last / usual, limits["growth"], ">", "times")
+    return found("warning", message, evidence=evidence, remedies=look(m, f"see which layers it comes from, at {at_step(since)}"))
 
 
 def _clipped(m: Measurement, curve: LogColumn, clip: float | None, limits: Limits) -> Finding | None:
@@ -95,5 +90,5 @@ def _clipped(m: Measurement, curve: LogColumn, clip: float | None, limits: Limit
         f"{percent(share)} of the gradients ({curve.name}, median {number(median(curve.values))}) exceed the threshold of {number(clip)} "
         f"that they are clipped to (limit {percent(limits['clipped'])}): the threshold sets the size of the steps"
     )
-    evidence = (Evidence("share of gradients that are clipped", share, limits["clipped"], ">"),)
-    return found("info", message, evidence=evidence, remedies=(look(m, "compare a higher threshold, or a lower rate"),))
+    evidence = Evidence("share of gradients that are clipped", share, limits["clipped"], ">")
+    return found("info", message, evidence=evidence, remedies=look(m, "compare a higher threshold, or a lower rate"))

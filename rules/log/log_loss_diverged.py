@@ -3,10 +3,10 @@ from statistics import median
 from gradcheck.analysis.convergence import levelled
 from gradcheck.analysis.curves import ends, level_error, lowest, noise, spikes
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn, LogFacts
 
 PARTS = 20  # of a curve, whose medians tell whether it comes down again
@@ -15,7 +15,6 @@ JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
 
 @rule(
     "LOG002",
-    "log-loss-diverged",
     up_to="error",
     needs=("log",),
     limits={
@@ -89,11 +88,7 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     Wortsman et al. 2023, Small-scale proxies for large-scale transformer training instabilities.
     """
     log = recorded(m)
-    loss = log.loss if log is not None else None
-    if log is None:
-        return not_applicable(NO_LOG)
-    if loss is None:
-        return not_applicable("the log has no loss of training")
+    loss = required(log.loss, NO_LOSS)
     if led_by_rewards(log):
         return not_applicable(REWARDS)
     curve = loss.finite
@@ -104,8 +99,8 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     finished = m.log is not None
     if finished and first > 0 and last > limits["blown"] * first and not _may_be_meant(log, curve, limits):
         message = f"the loss ({curve.name}) rises from {number(first)} to {number(last)} at the end (limit {number(limits['blown'])} times)"
-        evidence = (Evidence("last level over the first", last / first, limits["blown"], ">"),)
-        remedies = (look(m, "lower the rate, and see which layer grows first"),)
+        evidence = Evidence("last level over the first", last / first, limits["blown"], ">")
+        remedies = look(m, "lower the rate, and see which layer grows first")
         return [found("error", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
     if not finished and learned < limits["least"] * abs(first):
         return []
@@ -122,9 +117,9 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
         f"the loss ({curve.name}) falls to {number(best)} by {at_step(step)}, and then rises to {number(last)} at the end, {where} "
         f"(limit {percent(limits['lost'])}): the last weights are worse than those of {at_step(step)}"
     )
-    evidence = (Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">"),)
-    remedies = (look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
-    return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]
+    evidence = Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">")
+    remedies = look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate")
+    return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
 
 
 def _may_be_meant(log: LogFacts, curve: LogColumn, limits: Limits) -> bool:

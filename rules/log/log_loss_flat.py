@@ -4,17 +4,16 @@ from statistics import median
 
 from gradcheck.analysis.curves import ENDS, ends, level_error, lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 FEWEST, GUESSED = 8, range(2, 11)  # values; classes: of more, any loss is near to a logarithm
 
 
 @rule(
     "LOG004",
-    "log-loss-flat",
     up_to="warning",
     needs=("log",),
     limits={
@@ -72,13 +71,9 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     Karpathy 2019, A recipe for training neural networks.
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.loss is None:
-        return not_applicable("the log has no loss of training")
+    curve = required(log.loss, NO_LOSS).finite
     if led_by_rewards(log):
         return not_applicable(REWARDS)
-    curve = log.loss.finite
     classes = _guessed(curve.values, limits["guessing"]) if m.log is not None else 0
     if classes:
         level = median(curve.values[len(curve.values) // 2 :])
@@ -86,11 +81,9 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"the loss ({curve.name}) stays at {number(level)}: guessing among {classes} classes costs ln({classes}) = "
             f"{number(math.log(classes))}, and nothing better was learned"
         )
-        evidence = (Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], "<"),)
+        evidence = Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], "<")
         return [
-            found(
-                "warning", message, evidence=evidence, remedies=(look(m, "find out whether a gradient arrives, and what the steps change"),)
-            )
+            found("warning", message, evidence=evidence, remedies=look(m, "find out whether a gradient arrives, and what the steps change"))
         ]
     if len(curve.values) < limits["points" if m.log is not None else "steps"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
@@ -104,8 +97,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"the loss ({curve.name}) does not fall: it begins at {number(first)}, and its lowest level is {number(best)} "
             f"({percent(fall / abs(first) if first else 0.0)} lower, limit {percent(limits['fall'])})"
         )
-        evidence = (Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<"),)
-        remedies = (look(m, "find out whether a gradient arrives, and what the steps change"),)
+        evidence = Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<")
+        remedies = look(m, "find out whether a gradient arrives, and what the steps change")
         return [found("warning" if m.log is not None else "info", message, evidence=evidence, remedies=remedies)]
     middle = len(curve.values) // 2
     half = lowest(type(curve)(curve.name, curve.steps[:middle], curve.values[:middle]))[1]
@@ -116,8 +109,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
         f"the second half of the run, from {at_step(curve.steps[middle])} on, lowers the loss ({curve.name}) by {number(max(late, 0.0))}, "
         f"{percent(max(late, 0.0) / fall)} of the whole fall to {number(best)} (limit {percent(limits['late'])})"
     )
-    evidence = (Evidence("fall in the second half", late, limits["late"] * fall, "<"),)
-    return [found("info", message, evidence=evidence, remedies=(look(m, "see whether the rate, the data or the model sets the floor"),))]
+    evidence = Evidence("fall in the second half", late, limits["late"] * fall, "<")
+    return [found("info", message, evidence=evidence, remedies=look(m, "see whether the rate, the data or the model sets the floor"))]
 
 
 def _guessed(values: Sequence[float], within: float) -> int:

@@ -1,16 +1,15 @@
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import at_step, finished, look
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 from gradcheck.types.training import LogColumn
 
 
 @rule(
     "LOG001",
-    "log-loss-not-finite",
     up_to="error",
     needs=("log",),
     limits={
@@ -52,9 +51,8 @@ def log_loss_not_finite(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Micikevicius et al. 2018, Mixed precision training; `gradcheck rule non-finite`.
     """
-    if m.log is None:
-        return not_applicable(NO_LOG)
-    named = (("the loss", m.log.loss), ("the evaluation loss", m.log.evaluation), ("the norm of the gradient", m.log.norm))
+    log = finished(m)
+    named = (("the loss", log.loss), ("the evaluation loss", log.evaluation), ("the norm of the gradient", log.norm))
     findings = (_finding(m, what, curve, limits) for what, curve in named if curve is not None and curve.values)
     return [f for f in findings if f is not None]
 
@@ -67,9 +65,9 @@ def _finding(m: Measurement, what: str, curve: LogColumn, limits: Limits) -> Fin
         step = curve.steps[-trailing]
         kind = "NaN" if math.isnan(curve.values[-trailing]) else "infinite"
         message = f"{what} ({curve.name}) is {kind} from {at_step(step)} on to the end, {trailing} of {len(broken)} logged values"
-        evidence = (Evidence("values that are not finite, at the end", trailing, least, ">="),)
+        evidence = Evidence("values that are not finite, at the end", trailing, least, ">=")
         remedy = look(m, f"find the operation that makes it, in the steps before {at_step(step)}")
-        return found("error", message, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
+        return found("error", message, evidence=evidence, remedies=remedy, confirmed=BY_VALUE)
     share = sum(broken) / len(broken)
     if share <= limits["share"]:
         return None
@@ -79,5 +77,5 @@ def _finding(m: Measurement, what: str, curve: LogColumn, limits: Limits) -> Fin
         f"{what} ({curve.name}) is not finite in {sum(broken)} of {len(broken)} logged values ({percent(share)}, limit {percent(limit)}), "
         f"first at {at_step(first)}, and finite again each time: so many steps are lost"
     )
-    evidence = (Evidence("share of values that are not finite", share, limit, ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, f"look at the steps around {number(first)}"),))
+    evidence = Evidence("share of values that are not finite", share, limit, ">")
+    return found("warning", message, evidence=evidence, remedies=look(m, f"look at the steps around {number(first)}"))

@@ -1,15 +1,14 @@
 from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 from gradcheck.types.training import LogFacts
 
 
 @rule(
     "LOG003",
-    "log-loss-spikes",
     up_to="warning",
     needs=("log",),
     limits={
@@ -66,11 +65,7 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     2022, PaLM, section 5.1.
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.loss is None:
-        return not_applicable("the log has no loss of training")
-    curve = log.loss.finite
+    curve = required(log.loss, NO_LOSS).finite
     if len(curve.values) <= FEWEST:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     every = [s for s in spikes(curve, limits["score"], limits["reach"], m.log is not None) if not _faster(log, s, limits["faster"])]
@@ -90,8 +85,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
         f"{number(worst.score)} standard {unit} above the values before (limit {number(limits['score'])}), {after}{others}"
         f"{_norm_before(log, worst)}"
     )
-    evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
-    remedies = (look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
+    evidence = Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations")
+    remedies = look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}")
     return [found(severity, message, evidence=evidence, remedies=remedies)]
 
 

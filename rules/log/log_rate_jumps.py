@@ -3,10 +3,10 @@ from itertools import pairwise
 
 from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.training import LogColumn
 
 EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
@@ -14,7 +14,6 @@ EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two mea
 
 @rule(
     "LOG005",
-    "log-rate-jumps",
     up_to="warning",
     needs=("log",),
     limits={
@@ -59,11 +58,7 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation: `torch.optim`, "How to adjust learning rate".
     """
     log = recorded(m)
-    if log is None:
-        return not_applicable(NO_LOG)
-    if log.rate is None:
-        return not_applicable("the log has no learning rate")
-    curve = log.rate.finite
+    curve = required(log.rate, not_applicable("the log has no learning rate")).finite
     if len(curve.values) <= limits["points"]:
         return not_measured(f"{len(curve.values)} values of the learning rate are too few")
     last = log.last or 1.0
@@ -80,8 +75,8 @@ def _rise(m: Measurement, curve: LogColumn, limits: Limits) -> Finding | None:
         f"the learning rate ({curve.name}) jumps to {number(value)} at {at_step(step)}, {number(value / peak)} times the highest "
         f"one before (limit {number(limits['jump'])})"
     )
-    evidence = (Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
+    evidence = Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times")
+    return found("warning", message, evidence=evidence, remedies=look(m, "see what steps the scheduler, and how often"))
 
 
 def _fall(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Finding | None:
@@ -93,8 +88,8 @@ def _fall(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Find
                 f"{number(before / value)} times at once (limit {number(limits['fall'])}), with {percent((last - step) / last)} of the run "
                 "to go"
             )
-            evidence = (Evidence("fall of the rate at once", before / value, limits["fall"], ">", "times"),)
-            return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
+            evidence = Evidence("fall of the rate at once", before / value, limits["fall"], ">", "times")
+            return found("warning", message, evidence=evidence, remedies=look(m, "see what steps the scheduler, and how often"))
     return None
 
 
@@ -108,5 +103,5 @@ def _idle(m: Measurement, curve: LogColumn, last: float, limits: Limits) -> Find
         f"the learning rate ({curve.name}) is 0 from {at_step(since)} on: the last {percent(share)} of the run (limit "
         f"{percent(limits['idle'])}) change nothing"
     )
-    evidence = (Evidence("part of the run at a rate of 0", share, limits["idle"], ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look(m, "lay the schedule out for all steps of the run"),))
+    evidence = Evidence("part of the run at a rate of 0", share, limits["idle"], ">")
+    return found("warning", message, evidence=evidence, remedies=look(m, "lay the schedule out for all steps of the run"))

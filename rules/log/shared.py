@@ -2,17 +2,23 @@
 
 from gradcheck.types.finding import Remedy
 from gradcheck.types.measurement import Measurement
+from gradcheck.types.rule import not_applicable, required
 from gradcheck.types.training import LogFacts
 
 PREFERENCES = {"rewards/chosen", "rewards/margins", "rewards/accuracies", "accuracy", "margin"}
 REWARDS = "rewards led the run, and its loss need not fall"
-NO_LOG = "no log of a finished run was read"
+NO_LOG = not_applicable("no log of a finished run was read")
+NO_LOSS = not_applicable("the log has no loss of training")
 WATCH = "gradcheck watch -- python train.py"
 
 
-def recorded(m: Measurement) -> LogFacts | None:
+def recorded(m: Measurement) -> LogFacts:
     """The log of a finished run, or what one would hold of a run that is watched."""
-    return m.log if m.log is not None else m.course
+    return required(m.log if m.log is not None else m.course, NO_LOG)
+
+
+def finished(m: Measurement) -> LogFacts:
+    return required(m.log, NO_LOG)
 
 
 def led_by_rewards(log: LogFacts) -> bool:

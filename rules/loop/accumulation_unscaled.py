@@ -1,6 +1,6 @@
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number, percent, run_in_words
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.rules.optimization.shared import best_rate
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopFacts
@@ -11,7 +11,6 @@ from gradcheck.types.training import Run
 
 @rule(
     "LOOP006",
-    "accumulation-unscaled",
     up_to="error",
     needs=("loop",),
     wants=("probe",),
@@ -67,9 +66,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Automatic Mixed Precision examples", gradient accumulation.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.dropped is None or loop.accumulated is None:
         return not_measured("the backward passes of a step were not told apart")
     if loop.dropped > loop.steps / 2:
@@ -92,7 +89,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
         f"the gradient is {number(loop.weight)} times that of one large batch; {rest}"
     )
     text = f"divide the loss by {loop.accumulated} before backward()"
-    evidence = (Evidence("sum of the factors on the mean losses", loop.weight, limit, ">" if large else "<", "times one mean loss"),)
+    evidence = Evidence("sum of the factors on the mean losses", loop.weight, limit, ">" if large else "<", "times one mean loss")
     run = _learns_as_a_mean(m, loop.weight, limits["same_rate"])
     return [
         found(
@@ -100,7 +97,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
             message,
             location=loop.backward_site,
             evidence=evidence,
-            remedies=(Remedy("scale-loss", text),),
+            remedies=Remedy("scale-loss", text),
             confirmed=""
             if run is None
             else f"by the probe: {run_in_words(m.probe)}; at {number(run.rate_factor or 1)} of the rate, {run_in_words(run)}",
@@ -120,6 +117,6 @@ def _dropped(loop: LoopFacts, dropped: int) -> Finding:
         "step: they are wasted"
     )
     text = f"clear the gradients only after {'the update' if loop.by_hand else (loop.optimizer or 'optimizer') + '.step()'}"
-    evidence = (Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps"),)
+    evidence = Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps")
     location = loop.clear_site or loop.step_site
-    return found("warning", message, location=location, evidence=evidence, remedies=(Remedy("clear-gradients", text),))
+    return found("warning", message, location=location, evidence=evidence, remedies=Remedy("clear-gradients", text))

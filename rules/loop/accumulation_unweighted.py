@@ -1,15 +1,14 @@
 """LOOP011: accumulation-unweighted."""
 
 from gradcheck.analysis.wording import number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 
 @rule(
     "LOOP011",
-    "accumulation-unweighted",
     up_to="warning",
     needs=("loop",),
     limits={
@@ -73,20 +72,17 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
     ## References
     huggingface/transformers#34191 and #35203; karpathy/nanochat#59; ml-explore/mlx-lm#1413; meta-pytorch/torchtune#1875.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
-    if loop.accumulated is None:
-        return not_measured("the backward passes of a step were not told apart")
+    loop = script(m)
+    accumulated = required(loop.accumulated, not_measured("the backward passes of a step were not told apart"))
     seen = loop.weighting
-    if loop.accumulated < 2 and seen is None:
+    if accumulated < 2 and seen is None:
         return not_applicable("each step follows one backward pass")
     if seen is None or seen.difference is None:
         return not_measured("how much an element weighs cannot be told from the operations of the losses")
     if seen.ratio < limits["ratio"] or seen.difference < limits["difference"]:
         return []
     message = (
-        f"each step adds up {seen.passes or loop.accumulated} means over {seen.fewest} to {seen.most} supervised elements: one of them "
+        f"each step adds up {seen.passes or accumulated} means over {seen.fewest} to {seen.most} supervised elements: one of them "
         f"weighs {number(seen.ratio)} times what another one does (limit {number(limits['ratio'])}), and the gradient is "
         f"{number(seen.difference)} of its size away from that of one large batch (limit {number(limits['difference'])})"
     )
@@ -95,4 +91,4 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
         Evidence("gradient", seen.difference, limits["difference"], ">=", "of its size from that of one batch"),
     ]
     cure = Remedy("weigh-micro-batches", "sum the loss of each micro-batch, and divide by the number of elements of all of them")
-    return [found("warning", message, location=seen.site or loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=seen.site or loop.backward_site, evidence=evidence, remedies=cure)]

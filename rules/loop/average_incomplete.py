@@ -1,23 +1,20 @@
 from gradcheck.analysis.wording import layers_in_words, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopAverage
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 from gradcheck.types.structure import Statistics
 
 
 @rule(
     "LOOP012",
-    "average-incomplete",
     up_to="warning",
     needs=("loop",),
     wants=("normalization",),
     limits={
         "cost": Limit(
-            1.5,
-            "times",
-            "measured: digits after 300 steps: a CNN with three batch normalizations 5.6, a perceptron with two 4.1",
+            1.5, "times", "measured: digits after 300 steps: a CNN with three batch normalizations 5.6, a perceptron with two 4.1"
         )
     },
 )
@@ -65,13 +62,10 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Tarvainen and Valpola 2017, Mean teachers are better role models; PyTorch documentation: `torch.optim.swa_utils.AveragedModel`.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.averages is None:
-        return not_measured("whether a model follows another one was not looked at")
-    if not m.loop.averages:
+    averages = required(script(m).averages, not_measured("whether a model follows another one was not looked at"))
+    if not averages:
         return not_applicable("no model follows another one's weights")
-    return [f for a in m.loop.averages if (f := _finding(a, m, limits["cost"])) is not None]
+    return [f for a in averages if (f := _finding(a, m, limits["cost"])) is not None]
 
 
 def _finding(a: LoopAverage, m: Measurement, limit: float) -> Finding | None:
@@ -105,7 +99,7 @@ def _stale(a: LoopAverage, s: Statistics | None, limit: float) -> Finding:
         message,
         location=a.site,
         evidence=evidence,
-        remedies=(Remedy("follow-buffers", text),),
+        remedies=Remedy("follow-buffers", text),
     )
 
 
@@ -118,6 +112,6 @@ def _graded(a: LoopAverage) -> Finding:
         "info",
         message,
         location=a.site,
-        evidence=(Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),),
-        remedies=(Remedy("freeze-average", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),),
+        evidence=Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),
+        remedies=Remedy("freeze-average", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),
     )

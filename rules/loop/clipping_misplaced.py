@@ -1,16 +1,15 @@
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopClip, LoopFacts
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 
 @rule(
     "LOOP002",
-    "clipping-misplaced",
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the calls", "heuristic: a misplaced call is misplaced every time")},
@@ -55,13 +54,12 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.utils.clip_grad_norm_`; "Automatic Mixed Precision examples", gradient clipping.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.clips is None:
-        return not_measured("it is not known whether the loop clips gradients: it changes them without torch's functions")
-    if not m.loop.clips:
+    loop = script(m)
+    unknown = "it is not known whether the loop clips gradients: it changes them without torch's functions"
+    clips = required(loop.clips, not_measured(unknown))
+    if not clips:
         return not_applicable("the script does not clip gradients")
-    findings = (_clip(c, m.loop, limits["share"]) for c in m.loop.clips if math.isfinite(c.threshold))
+    findings = (_clip(c, loop, limits["share"]) for c in clips if math.isfinite(c.threshold))
     return [f for f in findings if f is not None]
 
 
@@ -85,7 +83,7 @@ def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
         "error",
         f"{call} at {number(clip.threshold)} {what}, in {count} of {clip.calls} calls (limit {percent(share)}): {effect}",
         location=clip.site,
-        evidence=(Evidence("calls at the wrong time or on the wrong parameters", count, share * clip.calls, ">", "calls"),),
-        remedies=(Remedy("move-clipping", cure),),
+        evidence=Evidence("calls at the wrong time or on the wrong parameters", count, share * clip.calls, ">", "calls"),
+        remedies=Remedy("move-clipping", cure),
         confirmed=BY_VALUE,
     )

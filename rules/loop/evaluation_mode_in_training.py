@@ -1,14 +1,13 @@
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.loop import LoopEvaluation
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 
 @rule(
     "LOOP003",
-    "evaluation-mode-in-training",
     up_to="error",
     needs=("loop",),
     limits={"steps": Limit(2, "steps", "heuristic: one step may be an experiment of the script's")},
@@ -57,20 +56,16 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.Module.eval`; "Autograd mechanics", evaluation mode.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
-    seen = loop.evaluation
-    if seen is None:
-        return not_measured("the mode of the model in training steps was not looked at")
+    loop = script(m)
+    seen = required(loop.evaluation, not_measured("the mode of the model in training steps was not looked at"))
     if seen.steps < limits["steps"]:
         return []
     severity: Severity = "error" if seen.trained_before or seen.fresh else "warning"
     since = f"from step {seen.first} on" if seen.trained_before else "from the start"
     limit = number(limits["steps"])
     message = f"{seen.steps} of {loop.steps} steps (limit {limit}), {since}, are taken in evaluation mode: {_effects(seen)}"
-    evidence = (Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps"),)
-    remedies = (Remedy("restore-training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
+    evidence = Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps")
+    remedies = Remedy("restore-training-mode", f"call train() on the model before step {seen.first}, after each evaluation")
     return [
         found(
             severity,
@@ -79,7 +74,7 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
             location=seen.site or loop.backward_site,
             evidence=evidence,
             remedies=remedies,
-            confirmed=BY_VALUE if severity == "error" else "",
+            confirmed=BY_VALUE,
         )
     ]
 

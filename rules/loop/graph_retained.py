@@ -1,15 +1,14 @@
 from gradcheck.analysis.wording import number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 KILO = 1000
 
 
 @rule(
     "LOOP010",
-    "graph-retained",
     up_to="warning",
     needs=("loop",),
     limits={"steps": Limit(8, "steps", "measured: more than the last losses that loops keep to look at, see the page")},
@@ -66,12 +65,8 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation: "Frequently asked questions", my model reports out of memory; google/brax#152,
     BatsResearch/labelmodels#4, jostmey/NakedAttention#1.
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
-    if loop.retained is None:
-        return not_measured("the graphs of the losses were not followed")
-    kept, limit = loop.retained, limits["steps"]
+    loop = script(m)
+    kept, limit = required(loop.retained, not_measured("the graphs of the losses were not followed")), limits["steps"]
     if kept.steps < limit:
         return []
     size = f"{number(kept.bytes / KILO)} kB" if kept.bytes < KILO**2 else f"{number(kept.bytes / KILO**2)} MB"
@@ -80,6 +75,6 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
         f"{what} the graph of every loss: those of {kept.steps} of {kept.window} steps were alive at once (limit {number(limit)}); memory "
         f"grows by about {size} with every step"
     )
-    evidence = [Evidence("steps whose graphs are alive", kept.steps, limit, ">=", "steps")]
+    evidence = Evidence("steps whose graphs are alive", kept.steps, limit, ">=", "steps")
     cure = Remedy("detach-kept", "keep loss.detach(), or loss.item(), in place of the loss")
-    return [found("warning", message, location=kept.site or loop.backward_site, evidence=evidence, remedies=[cure])]
+    return [found("warning", message, location=kept.site or loop.backward_site, evidence=evidence, remedies=cure)]

@@ -1,13 +1,12 @@
 from gradcheck.analysis.wording import BY_VALUE
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 
 @rule(
     "LOOP001",
-    "optimizer-never-steps",
     up_to="error",
     needs=("loop",),
     limits={"backwards": Limit(8, "backward passes", "heuristic: fewer may be one step of an accumulation")},
@@ -50,9 +49,7 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "Taking an optimization step".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.steps or loop.moved:
         return []
     if loop.ended != "end" and loop.backwards < limits["backwards"]:
@@ -61,9 +58,8 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     count = f"none of the {loop.parameters} parameters of {name}" if loop.parameters else "no parameter"
     rest = f"while other optimizers take {loop.beside} steps" if loop.beside else "and the model stays as it was"
     message = f"{loop.backwards} backward passes and not a single step: {count} changes, {rest}"
-    evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
+    evidence = Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes")
     by_hand = "" if loop.parameters else ", or change the parameters themselves in place: `p = p - ...` makes another tensor"
-    remedies = (Remedy("call-step", f"call {name}.step() after backward(){by_hand}"),)
+    remedies = Remedy("call-step", f"call {name}.step() after backward(){by_hand}")
     severity: Severity = "warning" if loop.beside else "error"
-    confirmed = "" if loop.beside else BY_VALUE
-    return [found(severity, message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+    return [found(severity, message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]

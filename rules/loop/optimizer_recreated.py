@@ -1,16 +1,15 @@
 from gradcheck.analysis.convergence import experiment_outcome, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 from gradcheck.types.training import ONE_OPTIMIZER, Run
 
 
 @rule(
     "LOOP009",
-    "optimizer-recreated",
     up_to="error",
     needs=("loop", "probe"),
     limits={
@@ -64,9 +63,7 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "Constructing it". Kingma and Ba, "Adam", 2015, section 3 (bias correction).
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.made is None or loop.schedules_made is None:
         return not_measured("whether the optimizer and its scheduler are made again was not looked at")
     findings = []
@@ -91,8 +88,8 @@ def _forgetting(m: Measurement, loop: LoopFacts, limits: Limits) -> Finding:
         severity,
         message,
         location=loop.made_site,
-        evidence=(Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.in_all}"),),
-        remedies=(Remedy("keep-optimizer", f"make {name} once, before the loop", "safe"),),
+        evidence=Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.in_all}"),
+        remedies=Remedy("keep-optimizer", f"make {name} once, before the loop", "safe"),
         confirmed=f"by the probe: {_compared(m, kept).removeprefix('; ')}" if fails else "",
     )
 
@@ -119,6 +116,6 @@ def _restarting(loop: LoopFacts, limits: Limits) -> Finding:
         "warning",
         message,
         location=loop.schedule_made_site,
-        evidence=(Evidence("steps of one scheduler", loop.schedule_life, limits["schedule_life"], "<="),),
-        remedies=(Remedy("keep-scheduler", "make the scheduler once, before the loop", "safe"),),
+        evidence=Evidence("steps of one scheduler", loop.schedule_life, limits["schedule_life"], "<="),
+        remedies=Remedy("keep-scheduler", "make the scheduler once, before the loop", "safe"),
     )

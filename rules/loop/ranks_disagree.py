@@ -5,7 +5,7 @@ from gradcheck.analysis.wording import BY_VALUE, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
 SYNC = "leave no_sync() for the last backward pass before step(), and call the DistributedDataParallel module, not the model inside it"
@@ -13,7 +13,6 @@ SYNC = "leave no_sync() for the last backward pass before step(), and call the D
 
 @rule(
     "LOOP008",
-    "ranks-disagree",
     up_to="error",
     needs=("loop",),
     limits={
@@ -68,9 +67,7 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Distributed Data Parallel"; `torch.nn.parallel.DistributedDataParallel.no_sync`.
     """
-    ranks = m.ranks
-    if ranks is None:
-        return not_applicable("one process trains")
+    ranks = required(m.ranks, not_applicable("one process trains"))
     other = [_other_data(ranks.level, ranks.count, limits)] if ranks.level is not None and _stands_apart(ranks.level, limits) else []
     if ranks.same_batches >= limits["steps"]:
         other.append(_same_data(ranks))
@@ -102,8 +99,8 @@ def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:
     return found(
         "warning",
         message,
-        evidence=(Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),),
-        remedies=(Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),),
+        evidence=Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),
+        remedies=Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),
     )
 
 
@@ -113,8 +110,8 @@ def _same_data(ranks: RankFacts) -> Finding:
         "warning",
         f"the {ranks.count} ranks are given the same batch in each of {steps} steps that were compared: together they learn what one of "
         f"them would alone, at {ranks.count} times the cost",
-        evidence=(Evidence("steps with the same batch on all ranks", steps, 0, ">"),),
-        remedies=(Remedy("data-of-its-own", text + ", and set_epoch(epoch) in each epoch; or draw from another seed on each rank"),),
+        evidence=Evidence("steps with the same batch on all ranks", steps, 0, ">"),
+        remedies=Remedy("data-of-its-own", text + ", and set_epoch(epoch) in each epoch; or draw from another seed on each rank"),
     )
 
 
@@ -131,8 +128,8 @@ def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
         "error",
         message,
         layers=(last.parameter.rpartition(".")[0],),
-        evidence=(_evidence(last, limit),),
-        remedies=(Remedy("synchronise-ranks", SYNC if ranks.wrapper else WRAP),),
+        evidence=_evidence(last, limit),
+        remedies=Remedy("synchronise-ranks", SYNC if ranks.wrapper else WRAP),
         confirmed=BY_VALUE,
     )
 
@@ -154,8 +151,8 @@ def _averaged(ranks: RankFacts, since: int, limit: float) -> Finding:
         f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had "
         f"differed: {quoted(last.parameter)} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
         layers=(last.parameter.rpartition(".")[0],),
-        evidence=(_evidence(last, limit),),
-        remedies=(Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),),
+        evidence=_evidence(last, limit),
+        remedies=Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),
     )
 
 

@@ -1,14 +1,13 @@
 from gradcheck.analysis.wording import percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopReads
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 
 
 @rule(
     "LOOP005",
-    "same-batch-every-step",
     up_to="warning",
     needs=("loop",),
     limits={
@@ -56,13 +55,10 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     ## References
     None.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.reads is not None and m.loop.reads.reachable is not None:
-        return [_unreachable(m.loop.reads)]
-    seen = m.loop.batches
-    if seen is None:
-        return not_measured("what the model is called with could not be compared")
+    loop = script(m)
+    if loop.reads is not None and loop.reads.reachable is not None:
+        return [_unreachable(loop.reads)]
+    seen = required(loop.batches, not_measured("what the model is called with could not be compared"))
     if seen.compared < limits["steps"]:
         return not_measured(f"the batches of {seen.compared} steps are too few to compare")
     if seen.distinct > 1:
@@ -75,8 +71,8 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     message = f"{seen.compared} steps see {batch}, {known}"
     message += ": the model memorises these" if severity == "warning" else ": fine if these are all the data"
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
-    evidence = (Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps"),)
-    return [found(severity, message, location=seen.site, evidence=evidence, remedies=(Remedy("next-batch", text),))]
+    evidence = Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps")
+    return [found(severity, message, location=seen.site, evidence=evidence, remedies=Remedy("next-batch", text))]
 
 
 def _unreachable(reads: LoopReads) -> Finding:
@@ -85,6 +81,6 @@ def _unreachable(reads: LoopReads) -> Finding:
         "warning",
         f"the sampler has {few} weights for {every} samples (expected {every}): it draws the first {few} only, again and again",
         location=reads.sampler_site,
-        evidence=(Evidence("weights of the sampler", few, every, "<", "samples"),),
-        remedies=(Remedy("weight-samples", "give the sampler a weight for each sample: class_weights[labels]", "unsafe"),),
+        evidence=Evidence("weights of the sampler", few, every, "<", "samples"),
+        remedies=Remedy("weight-samples", "give the sampler a weight for each sample: class_weights[labels]", "unsafe"),
     )

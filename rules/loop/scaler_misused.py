@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.loop import LoopFacts, LoopScaler
 from gradcheck.types.measurement import Measurement
@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOOP007",
-    "scaler-misused",
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the steps", "heuristic: a wrong call is wrong every time")},
@@ -51,9 +50,7 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: "Automatic Mixed Precision examples".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if loop.scaler is None:
         return not_measured("whether the loop scales its loss was not looked at")
     if not loop.scaler.scaled and not loop.scaler.steps:
@@ -70,9 +67,9 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
             severity,
             message + asleep,
             location=location,
-            evidence=(Evidence("steps or calls that go wrong", count, limit, ">"),),
-            remedies=(Remedy("complete-scaler", text),),
-            confirmed=BY_VALUE if severity == "error" else "",
+            evidence=Evidence("steps or calls that go wrong", count, limit, ">"),
+            remedies=Remedy("complete-scaler", text),
+            confirmed=BY_VALUE,
         )
     ]
 

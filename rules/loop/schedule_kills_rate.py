@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from gradcheck.analysis.wording import BY_VALUE, number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement
@@ -15,7 +15,6 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
 
 @rule(
     "LOOP004",
-    "schedule-kills-rate",
     up_to="error",
     needs=("loop",),
     limits={
@@ -26,20 +25,7 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
         "calls": Limit(4, "calls of step()", "heuristic: fewer may go the wrong way by chance"),
         "level": Limit(2, "times the loss", "heuristic: losses of training and validation lie closer at first, shares and ranks rarely"),
     },
-    explains=(
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "LOSS005",
-        "GRAD002",
-        "NUM001",
-        "LOOP001",
-        "ACT001",
-        "ACT002",
-        "CLIP001",
-        "GRAPH008",
-        "LOOP013",
-    ),
+    explains="OPT001 OPT007 OPT002 LOSS005 GRAD002 NUM001 LOOP001 ACT001 ACT002 CLIP001 GRAPH008 LOOP013".split(),
 )
 def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     """A scheduler takes the learning rate to nothing, or lets it explode, while the training goes on.
@@ -86,9 +72,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "How to adjust learning rate".
     """
-    loop = m.loop
-    if loop is None:
-        return not_applicable(NO_SCRIPT)
+    loop = script(m)
     if not loop.rates:
         return not_measured("the rate was not looked at in each step" if loop.rates is None else "the script took no step")
     if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):
@@ -149,7 +133,7 @@ def _contrary(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Findin
         )
         evidence = Evidence("calls with a number worse than the first", len(rest), limits["calls"] - 1, ">=", "calls of step()")
         remedy = Remedy("change-schedule", f"build it with mode='{right}'")
-        return found("warning", message, location=s.site or s.step_site, evidence=(evidence,), remedies=(remedy,))
+        return found("warning", message, location=s.site or s.step_site, evidence=evidence, remedies=remedy)
     return None
 
 
@@ -169,8 +153,5 @@ def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evide
     text = f"{_often(loop)}step the scheduler once an epoch, or give it a schedule in steps"
     if loop.schedules == 0:
         text = "let the rate change over the whole training"
-    confirmed = BY_VALUE if severity == "error" else ""
     location = loop.schedule_site or loop.step_site
-    return found(
-        severity, message, location=location, evidence=(evidence,), remedies=(Remedy("change-schedule", text),), confirmed=confirmed
-    )
+    return found(severity, message, location=location, evidence=evidence, remedies=Remedy("change-schedule", text), confirmed=BY_VALUE)

@@ -1,9 +1,9 @@
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopSchedule
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 # Schedules that turn back, end at zero, or stop after the length they are laid out for. A warm-up may be short.
 WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "SequentialLR", "MultiStepLR")
@@ -11,7 +11,6 @@ WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "Sequent
 
 @rule(
     "LOOP013",
-    "schedule-misplaced",
     up_to="warning",
     needs=("loop",),
     limits={
@@ -75,13 +74,11 @@ def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim.lr_scheduler.OneCycleLR`; `torch.optim`, "How to adjust learning rate".
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.schedulers is None:
-        return not_measured("what the schedulers were built for was not looked at")
-    if not m.loop.schedulers:
+    loop = script(m)
+    schedulers = required(loop.schedulers, not_measured("what the schedulers were built for was not looked at"))
+    if not schedulers:
         return not_applicable("the script has no scheduler")
-    known = [s for s in m.loop.schedulers if s.length is not None]
+    known = [s for s in schedulers if s.length is not None]
     if not known:
         return not_applicable("no scheduler is laid out for a number of steps")
     placed = [s for s in known if s.stepped and s.epochs is not None and s.epoch_steps is not None]
@@ -150,4 +147,4 @@ def _power(factor: float, times: float) -> float:
 
 
 def _misplaced(s: LoopSchedule, message: str, evidence: Evidence, remedy: Remedy) -> Finding:
-    return found("warning", message, location=s.step_site or s.site, evidence=(evidence,), remedies=(remedy,))
+    return found("warning", message, location=s.step_site or s.site, evidence=evidence, remedies=remedy)

@@ -1,11 +1,11 @@
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopLoad
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limits, Verdict, found, not_measured, required, rule
 
 
-@rule("LOOP014", "state-not-loaded", up_to="warning", needs=("loop",))
+@rule("LOOP014", up_to="warning", needs=("loop",))
 def state_not_loaded(m: Measurement, limits: Limits) -> Verdict:
     """A `load_state_dict` leaves the module as it was.
 
@@ -44,11 +44,7 @@ def state_not_loaded(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.Module.load_state_dict`, and "Saving and Loading Models", on `copy.deepcopy(model.state_dict())`.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    if m.loop.loads is None:
-        return not_measured("what is loaded into modules was not looked at")
-    return [_idle(load) for load in m.loop.loads]
+    return [_idle(load) for load in required(script(m).loads, not_measured("what is loaded into modules was not looked at"))]
 
 
 def _idle(load: LoopLoad) -> Finding:
@@ -66,4 +62,4 @@ def _idle(load: LoopLoad) -> Finding:
         )
         evidence = Evidence("names that the state and the module have in common", 0, 0, "=", f"of {load.entries}")
         remedy = Remedy("check-arguments", "take the prefix off the names, and load with strict=True")
-    return found("warning", message, location=load.site, evidence=(evidence,), remedies=(remedy,))
+    return found("warning", message, location=load.site, evidence=evidence, remedies=remedy)

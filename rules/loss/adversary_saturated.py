@@ -1,13 +1,12 @@
 from gradcheck.analysis.wording import number
-from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.rules.graph.gradients_not_cleared import script
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 
 @rule(
     "LOSS007",
-    "adversary-saturated",
     up_to="warning",
     needs=("loop",),
     limits={
@@ -62,11 +61,9 @@ def adversary_saturated(m: Measurement, limits: Limits) -> Verdict:
     Goodfellow et al. 2014, Generative adversarial nets, section 3; Arjovsky and Bottou 2017, Towards principled methods for
     training generative adversarial networks; soumith/ganhacks#36 and #2; simontomaskarlsson/GAN-MRI#11.
     """
-    if m.loop is None:
-        return not_applicable(NO_SCRIPT)
-    a = m.loop.adversary
-    if a is None:
-        return not_applicable("no loss goes through weights that another optimizer trains, for long enough to be followed")
+    loop = script(m)
+    unseen = "no loss goes through weights that another optimizer trains, for long enough to be followed"
+    a = required(loop.adversary, not_applicable(unseen))
     if a.loss_start <= 0 or a.loss_end < 0 or a.gradient_start <= 0 or a.own_end < a.own_start:
         return []
     loss, gradient = a.loss_end / a.loss_start, a.gradient_end / a.gradient_start
@@ -82,4 +79,4 @@ def adversary_saturated(m: Measurement, limits: Limits) -> Verdict:
         Evidence("gradient", gradient, limits["gradient"], "<=", "of that at the start"),
     ]
     text = "use a loss that does not saturate, or a lower rate or fewer steps for the other training"
-    return [found("warning", message, location=m.loop.backward_site, evidence=evidence, remedies=[Remedy("balance-adversaries", text)])]
+    return [found("warning", message, location=loop.backward_site, evidence=evidence, remedies=Remedy("balance-adversaries", text))]

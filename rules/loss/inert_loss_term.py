@@ -12,7 +12,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
 
 
-@rule("LOSS009", "inert-loss-term", up_to="warning", needs=("terms",))
+@rule("LOSS009", up_to="warning", needs=("terms",))
 def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     """A part of the loss sends no gradient to anything that is trained.
 
@@ -79,8 +79,8 @@ def _term(t: IdleTerm) -> Finding:
         f"a term of the loss trains nothing: {why}, before training and after the probe; its value is {number(t.value)}"
         f"{f', {percent(share)} of the loss' if share <= 1 else ''} (limit on its gradient: over 0)"
     )
-    evidence = [Evidence("value of the term", t.value, 0.0, "=", "without gradient")]
-    return found("warning", message, location=t.site, evidence=evidence, remedies=[cure])
+    evidence = Evidence("value of the term", t.value, 0.0, "=", "without gradient")
+    return found("warning", message, location=t.site, evidence=evidence, remedies=cure)
 
 
 def _cut(t: SilentTerm) -> Finding:
@@ -90,8 +90,8 @@ def _cut(t: SilentTerm) -> Finding:
         why, cure = f"the derivatives that {t.operation} gives have no gradient themselves", "pass create_graph=True"
     message = f"a term of the loss trains nothing: {why}, in {t.passes} of {t.passes} recorded passes (limit: in all)"
     remedy = Remedy("remove-detach", f"{cure}, or log the term by itself", "unsafe")
-    evidence = [Evidence("passes without gradient", t.passes, t.passes, ">=")]
-    return found("warning", message, location=t.site, evidence=evidence, remedies=[remedy])
+    evidence = Evidence("passes without gradient", t.passes, t.passes, ">=")
+    return found("warning", message, location=t.site, evidence=evidence, remedies=remedy)
 
 
 def _of_nothing(operation: str, site: object, passes: int) -> Finding:
@@ -100,7 +100,7 @@ def _of_nothing(operation: str, site: object, passes: int) -> Finding:
         f"{passes} of {passes} recorded passes (limit: in all)"
     )
     cure = Remedy("check-arguments", f"give {operation} the output of the model that is trained", "unsafe")
-    return found("warning", message, location=site, evidence=[Evidence("passes without gradient", passes, passes, ">=")], remedies=[cure])  # type: ignore[arg-type]
+    return found("warning", message, location=site, evidence=Evidence("passes without gradient", passes, passes, ">="), remedies=cure)  # type: ignore[arg-type]
 
 
 def _derivative(m: Measurement, t: IdleTerm) -> Finding:
@@ -113,8 +113,8 @@ def _derivative(m: Measurement, t: IdleTerm) -> Finding:
         "of it trains nothing"
     )
     cure = Remedy("smooth-activation", "use activations with as many derivatives: tanh, SiLU, GELU or sine", "unsafe")
-    evidence = [Evidence("largest entry of the derivative", 0.0, 0.0, "<=")]
-    return found("warning", message, location=t.site, evidence=evidence, remedies=[cure])
+    evidence = Evidence("largest entry of the derivative", 0.0, 0.0, "<=")
+    return found("warning", message, location=t.site, evidence=evidence, remedies=cure)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOSS003",
-    "initial-loss",
     up_to="warning",
     needs=("probe", "losses"),
     limits={
@@ -88,14 +87,8 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
             f"({number(chance)}; limit {number(limits['ratio'])} times): the model starts out confident and wrong; {course}",
             layers=(head.name,) if head else (),
             location=head.site if head and head.site else next((c.site for c in m.losses if c.site), None),
-            evidence=(Evidence("first loss over that of a constant prediction", ratio, limits["ratio"], ">", "times"),),
-            remedies=(
-                Remedy(
-                    "head-scaling",
-                    f"multiply the initial weights of {name} by about {number(1 / ratio)}; zero its bias",
-                    "safe",
-                ),
-            ),
+            evidence=Evidence("first loss over that of a constant prediction", ratio, limits["ratio"], ">", "times"),
+            remedies=Remedy("head-scaling", f"multiply the initial weights of {name} by about {number(1 / ratio)}; zero its bias", "safe"),
         )
     ]
 

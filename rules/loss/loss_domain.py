@@ -11,7 +11,6 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "LOSS002",
-    "loss-domain",
     up_to="error",
     needs=("losses",),
     explains=("LOSS003", "LOSS005", "NUM001", "OPT001", "OPT007", "OPT002", "GRAPH004", "GRAD002", "GRAD004"),
@@ -74,13 +73,11 @@ def _outside_domain(m: Measurement, call: LossCall) -> Finding | None:
             f"{call.function} raises on an input {list(call.input_shape)} and a target "
             f"{list(call.target_shape)} of {call.target_dtype or 'no type'}: {call.raised.rstrip('.')}",
             location=call.site,
-            evidence=(Evidence("calls that raise", 1, 0, ">"),),
-            remedies=(
-                Remedy(
-                    "replace-loss", f"give {call.function} the shapes and types that it takes, or use the loss that fits these", "advice"
-                ),
+            evidence=Evidence("calls that raise", 1, 0, ">"),
+            remedies=Remedy(
+                "replace-loss", f"give {call.function} the shapes and types that it takes, or use the loss that fits these", "advice"
             ),
-            confirmed=BY_VALUE if m.data.given else "",
+            confirmed=BY_VALUE,
         )
     return None
 
@@ -120,8 +117,8 @@ def _labels_outside(m: Measurement, call: LossCall) -> Finding:
             ),
             Evidence("targets outside the domain", call.out_of_range, 0, ">", f"of {total}"),
         ),
-        remedies=(remedy,),
-        confirmed=BY_VALUE if m.data.given else "",
+        remedies=remedy,
+        confirmed=BY_VALUE,
     )
 
 
@@ -148,7 +145,7 @@ def _pairwise(
         severity,
         f"{operation} between {list(left)} and {list(right)} broadcasts to {list(result)}: {meaning}{best}",
         location=location,
-        evidence=(Evidence("entries of the result for each entry of the output", grown, 1, ">" if grown > 1 else "="),),
-        remedies=(Remedy("match-shapes", "give both the same shape: squeeze the output's last axis, or unsqueeze the target", "unsafe"),),
-        confirmed=BY_VALUE if severity == "error" else "",
+        evidence=Evidence("entries of the result for each entry of the output", grown, 1, ">" if grown > 1 else "="),
+        remedies=Remedy("match-shapes", "give both the same shape: squeeze the output's last axis, or unsqueeze the target", "unsafe"),
+        confirmed=BY_VALUE,
     )

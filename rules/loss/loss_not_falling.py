@@ -15,7 +15,6 @@ FEW_SAMPLES = 16  # that a training on one batch takes
 
 @rule(
     "LOSS005",
-    "loss-not-falling",
     up_to="error",
     needs=("probe",),
     wants=("baseline",),
@@ -139,10 +138,18 @@ def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
         Evidence("explained by a linear model on held-out samples", b.explained, limits["explained"], ">=", "of the variance"),
     )
     text = "start from a smaller model that learns, and add to it only what keeps it learning"
-    confirmed = f"by the probe: {course}" if sure else ""
     place = next((c.site for c in m.losses if c.site), None) or head_site(m)
-    remedies = (Remedy("check-data-path", text),)
-    return [found("error" if sure else "warning", message, location=place, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+    remedies = Remedy("check-data-path", text)
+    return [
+        found(
+            "error" if sure else "warning",
+            message,
+            location=place,
+            evidence=evidence,
+            remedies=remedies,
+            confirmed=f"by the probe: {course}",
+        )
+    ]
 
 
 def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Finding:
@@ -169,14 +176,12 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
         f"the loss does not fall at any learning rate tried, not even on one small batch: at best ({rates}) {course}{fallen}"
         f"{'; ' + plateau if plateau else ''}: the training signal does not reach the weights",
         location=next((c.site for c in m.losses if c.site), None) or head_site(m),
-        evidence=(Evidence("relative fall of the loss on one batch", fall, limit, "<"),),
-        remedies=(
-            Remedy(
-                "check-data-path",
-                "follow one batch by hand: from the input to the output, from the labels to the loss, from the loss to the gradients",
-            ),
+        evidence=Evidence("relative fall of the loss on one batch", fall, limit, "<"),
+        remedies=Remedy(
+            "check-data-path",
+            "follow one batch by hand: from the input to the output, from the labels to the loss, from the loss to the gradients",
         ),
-        confirmed=f"by the probe: it {probe} with {m.optimizer.name}, and so do all {len(m.experiments)} experiments" if sure else "",
+        confirmed=f"by the probe: it {probe} with {m.optimizer.name}, and so do all {len(m.experiments)} experiments",
     )
 
 

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 
 @rule(
     "LOSS008",
-    "no-learning-signal",
     up_to="error",
     needs=("optimizer",),
     wants=("terms",),
@@ -81,9 +80,9 @@ def _advantages(t: SilentTerm, passes: float) -> Finding:
         severity,
         message,
         location=t.site,
-        evidence=[Evidence("passes whose factor of the loss is 0", t.passes, passes, ">=")],
-        remedies=[cure],
-        confirmed=BY_VALUE if severity == "error" else "",
+        evidence=Evidence("passes whose factor of the loss is 0", t.passes, passes, ">="),
+        remedies=cure,
+        confirmed=BY_VALUE,
     )
 
 
@@ -97,9 +96,9 @@ def _drawn(t: SilentTerm, passes: float) -> Finding:
         severity,
         message,
         location=t.site,
-        evidence=[Evidence("passes whose target is new noise", t.passes, passes, ">=")],
-        remedies=[Remedy("check-target", "draw the noise once, add it to the input, and predict the same tensor", "unsafe")],
-        confirmed=BY_VALUE if severity == "error" else "",
+        evidence=Evidence("passes whose target is new noise", t.passes, passes, ">="),
+        remedies=Remedy("check-target", "draw the noise once, add it to the input, and predict the same tensor", "unsafe"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -109,5 +108,5 @@ def _sides(t: IdleTerm) -> Finding:
         "before training and after the probe (limit on their difference: 0), and their gradients cancel"
     )
     cure = Remedy("check-pairs", "check the data: the two sides that are compared are the same", "unsafe")
-    evidence = [Evidence("difference of the two sides", 0.0, 0.0, "<=")]
-    return found("error", message, location=t.site, evidence=evidence, remedies=[cure], confirmed=BY_VALUE)
+    evidence = Evidence("difference of the two sides", 0.0, 0.0, "<=")
+    return found("error", message, location=t.site, evidence=evidence, remedies=cure, confirmed=BY_VALUE)

@@ -15,7 +15,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "LOSS001",
-    "output-loss-mismatch",
     up_to="error",
     needs=("losses",),
     limits={
@@ -28,20 +27,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
         ),
         "target_share": Limit(0.1, "of the targets", "heuristic: an error when a good share of targets is out of reach"),
     },
-    explains=(
-        "GRAD004",
-        "GRAD001",
-        "GRAD002",
-        "LOSS003",
-        "GRAPH008",
-        "LOSS005",
-        "ACT001",
-        "ACT002",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "GRAPH004",
-    ),
+    explains="GRAD004 GRAD001 GRAD002 LOSS003 GRAPH008 LOSS005 ACT001 ACT002 OPT001 OPT007 OPT002 GRAPH004".split(),
 )
 def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     """The model's output is not what the loss function expects.
@@ -129,7 +115,7 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
         location=call.producer_site or call.site or layer_site(m, call.producer_layer or "") or head_site(m),
         evidence=wrong.evidence,
         remedies=wrong.remedies,
-        confirmed=BY_VALUE if severity == "error" else "",
+        confirmed=BY_VALUE,
     )
 
 
@@ -141,9 +127,9 @@ def _log_of_shares(o: LossOperation, limits: Limits) -> Finding:
         f"the loss takes the logarithm of a ReLU's outputs over their sum, as if they were probabilities; the smallest is {number(low)} "
         "in the first step: a class whose unit is off has a huge loss there, and no gradient that would lower it",
         location=o.site,
-        evidence=(Evidence("smallest share", low, limits["smallest_share"], "<"),),
-        remedies=(
-            Remedy("replace-loss", "let a softmax make the probabilities, or hand the values before the ReLU to cross_entropy", "unsafe"),
+        evidence=Evidence("smallest share", low, limits["smallest_share"], "<"),
+        remedies=Remedy(
+            "replace-loss", "let a softmax make the probabilities, or hand the values before the ReLU to cross_entropy", "unsafe"
         ),
         confirmed=BY_VALUE,
     )
@@ -180,7 +166,7 @@ def _constant(what: str, layer: str, location: Location | None) -> Finding:
         f"{what}{place}: the output is constant whatever the weights are, every gradient is zero, and nothing can be learned",
         layers=(layer,) if layer else (),
         location=location,
-        evidence=(Evidence("units on the class axis", 1, 2, "<"),),
+        evidence=Evidence("units on the class axis", 1, 2, "<"),
         remedies=(
             Remedy(
                 "remove-output-activation",

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 @rule(
     "LOSS004",
-    "softmax-dimension",
     up_to="error",
     needs=("graph", "losses"),
     explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT007", "OPT002"),
@@ -79,8 +78,8 @@ def _similarity(s: Similarity) -> Finding:
         f"embeddings of shape {list(s.shape)} are normalised over their {rows} rows (dim=0; expected 1), and then compared row by row: the "
         f"similarities are not cosines, and each of the {width} features of a sample depends on the other samples of the batch",
         location=s.site,
-        evidence=(Evidence("axis of the normalization", 0, 1, "<"),),
-        remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),
+        evidence=Evidence("axis of the normalization", 0, 1, "<"),
+        remedies=Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),
     )
 
 
@@ -95,8 +94,8 @@ def _of_one(m: Measurement, s: Softmax) -> Finding:
         f"the result is constant, and {quoted(s.single or '')}, which makes its argument, has no effect and no gradient{meant}",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
-        evidence=(Evidence("entries on the axis", 1, 2, "<", "", s.single),),
-        remedies=(Remedy("fix-softmax-dimension" if other is not None else "check-arguments", cure, "unsafe"),),
+        evidence=Evidence("entries on the axis", 1, 2, "<", "", s.single),
+        remedies=Remedy("fix-softmax-dimension" if other is not None else "check-arguments", cure, "unsafe"),
     )
 
 
@@ -129,9 +128,9 @@ def _over_batch(m: Measurement, s: Softmax) -> Finding:
         f"{name} on {list(s.shape)} normalises over the {s.shape[0]} samples of the batch ({how}; expected {wanted}): {meaning}",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
-        evidence=(Evidence("axis of the softmax", s.axis, s.axis + 1, "<"),),
-        remedies=(Remedy("fix-softmax-dimension", f"pass dim={1 if last == 1 else -1}", "unsafe"),),
-        confirmed=BY_VALUE if error else "",
+        evidence=Evidence("axis of the softmax", s.axis, s.axis + 1, "<"),
+        remedies=Remedy("fix-softmax-dimension", f"pass dim={1 if last == 1 else -1}", "unsafe"),
+        confirmed=BY_VALUE,
     )
 
 
@@ -143,8 +142,8 @@ def _chosen_by_torch(m: Measurement, s: Softmax) -> Finding:
         "hardly there",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
-        evidence=(Evidence("axis of the softmax", s.axis, 1, "<"),),
-        remedies=(Remedy("fix-softmax-dimension", "pass dim=-1", "unsafe"),),
+        evidence=Evidence("axis of the softmax", s.axis, 1, "<"),
+        remedies=Remedy("fix-softmax-dimension", "pass dim=-1", "unsafe"),
     )
 
 
@@ -158,7 +157,7 @@ def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
         "them apart",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
-        evidence=(Evidence("largest distance of a row's logsumexp from 0", call.row_logsumexp_error or 0.0, 0.01, ">"),),
-        remedies=(Remedy("fix-softmax-dimension", f"pass dim={axis}", "unsafe"),),
+        evidence=Evidence("largest distance of a row's logsumexp from 0", call.row_logsumexp_error or 0.0, 0.01, ">"),
+        remedies=Remedy("fix-softmax-dimension", f"pass dim={axis}", "unsafe"),
         confirmed=BY_VALUE,
     )

@@ -9,7 +9,6 @@ _MEASURED = "measured on 16 healthy autoencoders and 8 that collapse, see the pa
 
 @rule(
     "LOSS010",
-    "unbalanced-loss-terms",
     up_to="warning",
     needs=("balance", "probe"),
     limits={
@@ -88,7 +87,7 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
         Evidence("spread over the samples", pair.spread, limits["spread"], "<=", "of that before training"),
     ]
     cure = Remedy("average-term", "average this term over its entries, or sum both", "unsafe")
-    findings: list[Finding] = [found("warning", message, location=strong.site, evidence=evidence, remedies=[cure])]
+    findings: list[Finding] = [found("warning", message, location=strong.site, evidence=evidence, remedies=cure)]
     return findings
 
 

@@ -40,7 +40,6 @@ NEAR = {
 
 @rule(
     "LOSS006",
-    "unstable-loss",
     up_to="warning",
     needs=("losses",),
     limits={
@@ -119,8 +118,8 @@ def _by_form(o: LossOperation) -> Finding | None:
         "the loss and all weights NaN",
         layers=_layers(o),
         location=o.site,
-        evidence=(Evidence(f"smallest argument of the {o.operation}", low, None, "="),),
-        remedies=(Remedy("stable-loss", cure, "safe"),),
+        evidence=Evidence(f"smallest argument of the {o.operation}", low, None, "="),
+        remedies=Remedy("stable-loss", cure, "safe"),
     )
 
 
@@ -137,6 +136,6 @@ def _by_value(o: LossOperation, limits: Limits) -> Finding | None:
         "is about to leave the range of float32",
         layers=_layers(o),
         location=o.site,
-        evidence=(Evidence(f"argument of the {o.operation}", value, limit, ">" if exponential else "<"),),
-        remedies=(Remedy("guard-domain", f"write {cure}", "safe"),),
+        evidence=Evidence(f"argument of the {o.operation}", value, limit, ">" if exponential else "<"),
+        remedies=Remedy("guard-domain", f"write {cure}", "safe"),
     )

@@ -4,12 +4,6 @@
 """
 
 RULES = (
-    "missing_normalization",
-    "deep_batchnorm_without_skips",
-    "batchnorm_small_batch",
-    "dropout_before_batchnorm",
-    "batchnorm_in_eval",
-    "batchnorm_momentum",
-    "bias_before_normalization",
-    "post_norm_without_warmup",
-)
+    "missing_normalization deep_batchnorm_without_skips batchnorm_small_batch dropout_before_batchnorm batchnorm_in_eval "
+    "batchnorm_momentum bias_before_normalization post_norm_without_warmup"
+).split()

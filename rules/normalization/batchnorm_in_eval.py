@@ -3,7 +3,7 @@ from gradcheck.analysis.wording import layers_in_words, probe_failure
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.structure import Norm
 
 TRAINED_BEFORE = "the model was trained before: its statistics were learned"
@@ -11,24 +11,9 @@ TRAINED_BEFORE = "the model was trained before: its statistics were learned"
 
 @rule(
     "NORM005",
-    "batchnorm-in-eval",
     up_to="error",
     needs=("graph", "probe"),
-    explains=(
-        "GRAD001",
-        "GRAD002",
-        "ACT002",
-        "ACT004",
-        "INIT001",
-        "INIT003",
-        "INIT007",
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "LOSS003",
-        "GRAPH008",
-        "LOSS005",
-    ),
+    explains="GRAD001 GRAD002 ACT002 ACT004 INIT001 INIT003 INIT007 OPT001 OPT007 OPT002 LOSS003 GRAPH008 LOSS005".split(),
 )
 def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     """Batch normalization trained from scratch in evaluation mode: it normalises nothing.
@@ -69,9 +54,7 @@ def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Ioffe and Szegedy 2015, Batch Normalization, section 3.1.
     """
-    norms = batch_norms(m)
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
+    norms = required(batch_norms(m) or None, NO_BATCH_NORM)
     if m.pretrained:
         return not_applicable(TRAINED_BEFORE)
     failure = probe_failure(m)
@@ -89,7 +72,7 @@ def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:
         message,
         layers=norm_names(group),
         location=group[0].site,
-        evidence=(Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),),
-        remedies=(Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),),
+        evidence=Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),
+        remedies=Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),
         confirmed=failure,
     )

@@ -1,15 +1,14 @@
 from gradcheck.analysis.wording import layers_in_words, number, percent
 from gradcheck.rules.normalization.batchnorm_small_batch import CHANCE, useless_in_evaluation
-from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, main_site, norm_names
+from gradcheck.rules.normalization.shared import GAP, evaluation_gap, gap_in_words, main_site, norm_names, over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 from gradcheck.types.structure import Norm
 
 
 @rule(
     "NORM006",
-    "batchnorm-momentum",
     up_to="warning",
     needs=("normalization", "graph"),
     limits={
@@ -60,9 +59,7 @@ def batchnorm_momentum(m: Measurement, limits: Limits) -> Verdict:
     ## References
     torch.nn.BatchNorm2d, note on momentum; Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.
     """
-    norms = [n for n in batch_norms(m) if n.of_batch]
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
+    norms = over_batches(m)
     kept = [n for n in norms if n.tracks and n.momentum is not None]
     groups = [[n for n in kept if n.momentum == value] for value in dict.fromkeys(n.momentum for n in kept)]
     return [_momentum_finding(m, group, *said, limits) for group in groups if (said := _momentum(m, group[0], limits))]
@@ -91,4 +88,4 @@ def _momentum_finding(m: Measurement, group: list[Norm], severity: Severity, mea
     message = f"momentum {number(value)} of {name} (limit {number(evidence.limit or 0.0)}): {means}{gap}, and evaluation uses nothing else"
     swapped = f", or {number(1 - value)} if {number(value)} was meant as the weight of the past" if limits["highest"] <= value < 1 else ""
     remedy = Remedy("default-momentum", f"set momentum to 0.1, torch's default{swapped}", "advice")
-    return found(severity, message, layers=norm_names(group), location=main_site(group), evidence=(evidence,), remedies=(remedy,))
+    return found(severity, message, layers=norm_names(group), location=main_site(group), evidence=evidence, remedies=remedy)

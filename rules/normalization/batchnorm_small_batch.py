@@ -16,7 +16,6 @@ def useless_in_evaluation(m: Measurement, limits: Limits) -> bool:
 
 @rule(
     "NORM003",
-    "batchnorm-small-batch",
     up_to="error",
     needs=("normalization",),
     limits={
@@ -67,7 +66,7 @@ def batchnorm_small_batch(m: Measurement, limits: Limits) -> Verdict:
     Wu and He 2018, Group Normalization; Summers and Dinneen 2020, Four Things Everyone Should Know.
     """
     if not any(n.batch for n in m.norms):
-        return not_applicable(NO_BATCH_NORM)
+        return NO_BATCH_NORM
     if not m.data.given:
         return not_applicable("the batches are gradcheck's own")
     if refused := [n for n in m.norms if n.raised is not None]:
@@ -102,7 +101,7 @@ def _few_finding(m: Measurement, few: list[Norm], severity: Severity, confirmed:
         message,
         layers=norm_names(few),
         location=worst.site,
-        evidence=(Evidence("values per feature", values, limit, "<", "", worst.layer),),
+        evidence=Evidence("values per feature", values, limit, "<", "", worst.layer),
         remedies=_batch_remedies(m, values, limits),
         confirmed=confirmed,
     )
@@ -124,5 +123,5 @@ def _refused_finding(m: Measurement, norm: Norm) -> Finding:
     )
     drop = Remedy("drop-last", "give the DataLoader drop_last=True, or batches of at least 2 samples", "advice")
     other = Remedy("batch-free-normalization", "replace BatchNorm by GroupNorm or LayerNorm, which need no batch", "unsafe")
-    evidence = (Evidence("values per feature", norm.values or 1.0, 2.0, "<", "", norm.layer or None),)
+    evidence = Evidence("values per feature", norm.values or 1.0, 2.0, "<", "", norm.layer or None)
     return found("error", message, layers=(norm.layer,), location=norm.site, evidence=evidence, remedies=(drop, other), confirmed=BY_VALUE)

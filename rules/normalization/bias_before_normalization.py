@@ -1,14 +1,14 @@
 from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
 from gradcheck.analysis.wording import layers_in_words, quoted
-from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms
+from gradcheck.rules.normalization.shared import over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limits, Verdict, found, rule
 from gradcheck.types.structure import Norm
 
 
-@rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))
+@rule("NORM007", up_to="info", needs=("graph", "parameters"))
 def bias_before_normalization(m: Measurement, limits: Limits) -> Verdict:
     """Biases whose effect batch normalization cancels.
 
@@ -42,9 +42,7 @@ def bias_before_normalization(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Ioffe and Szegedy 2015, Batch Normalization, section 3.2.
     """
-    norms = [n for n in batch_norms(m) if n.of_batch]
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
+    norms = over_batches(m)
     parameters = parameters_by_name(m)
     followed = {n.after: n for n in norms if n.after is not None}
     biased = [x for x in m.layers if x.name in followed and (p := bias(x, parameters)) is not None and p.trainable]
@@ -60,5 +58,5 @@ def _bias_finding(group: list[Layer], followed: dict[str, Norm], m: Measurement)
         f"({followed[first.name].layer}): they have no effect"
     )
     remedy = Remedy("remove-bias", f"create {quoted(first.name)} with bias=False", "unsafe")
-    evidence = (Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name),)
-    return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,))
+    evidence = Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name)
+    return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=remedy)

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "NORM002",
-    "deep-batchnorm-without-skips",
     up_to="warning",
     needs=("signals", "graph", "probe"),
     limits={

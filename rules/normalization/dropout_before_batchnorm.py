@@ -1,15 +1,14 @@
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import number, percent, quoted
-from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
+from gradcheck.rules.normalization.shared import GAP, evaluation_gap, gap_in_words, norm_names, over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 from gradcheck.types.structure import Norm
 
 
 @rule(
     "NORM004",
-    "dropout-before-batchnorm",
     up_to="warning",
     needs=("normalization", "graph", "probe"),
     limits={
@@ -56,9 +55,7 @@ def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift.
     """
-    norms = [n for n in batch_norms(m) if n.of_batch]
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
+    norms = over_batches(m)
     fed = [n for n in norms if n.dropout is not None and n.tracks]
     if not fed:
         return []
@@ -102,6 +99,6 @@ def _shift_finding(m: Measurement, group: list[Norm], severity: Severity, limits
         message,
         layers=norm_names(group),
         location=worst.site,
-        evidence=(Evidence("variance in training over evaluation", shift(worst), limits["shift"], ">", "times", worst.layer),),
-        remedies=(remedy,),
+        evidence=Evidence("variance in training over evaluation", shift(worst), limits["shift"], ">", "times", worst.layer),
+        remedies=remedy,
     )

@@ -10,7 +10,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "NORM001",
-    "missing-normalization",
     up_to="warning",
     needs=("signals", "graph", "probe"),
     limits={

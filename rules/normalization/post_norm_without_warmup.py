@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "NORM008",
-    "post-norm-without-warmup",
     up_to="warning",
     needs=("graph", "probe"),
     limits={

@@ -7,10 +7,10 @@ from gradcheck.analysis.wording import number
 from gradcheck.types.layers import Layer
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits
+from gradcheck.types.rule import Limit, Limits, not_applicable, required
 from gradcheck.types.structure import Norm
 
-NO_BATCH_NORM = "the model has no batch normalization"
+NO_BATCH_NORM = not_applicable("the model has no batch normalization")
 GAP = {
     "evaluation_ratio": Limit(1.5, "times", "1400 digits, momentum 0.01, 75 steps: 5.7 times; momentum 0.1: none"),
     "evaluation_margin": Limit(0.1, "of chance", "heuristic: what counts as learning; a loss near zero doubles by accident"),
@@ -19,6 +19,11 @@ GAP = {
 
 def batch_norms(m: Measurement) -> list[Norm]:
     return [n for n in m.norms if n.batch and n.raised is None]
+
+
+def over_batches(m: Measurement) -> list[Norm]:
+    """Those that take statistics of a batch while training; ends the rule where there are none."""
+    return required([n for n in batch_norms(m) if n.of_batch] or None, NO_BATCH_NORM)
 
 
 def evaluation_gap(m: Measurement, limits: Limits) -> bool:

@@ -3,11 +3,4 @@
 `RULES`: the files, each with the rule of its name, in the order of their codes.
 """
 
-RULES = (
-    "non_finite",
-    "singular_derivative",
-    "half_overflow",
-    "half_underflow",
-    "lost_updates",
-    "precision_forecast",
-)
+RULES = "non_finite singular_derivative half_overflow half_underflow lost_updates precision_forecast".split()

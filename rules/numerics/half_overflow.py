@@ -14,7 +14,6 @@ LARGEST = 65504.0  # the largest float16
 
 @rule(
     "NUM003",
-    "half-overflow",
     up_to="error",
     needs=("signals", "parameters", "numerics", "probe"),
     limits={
@@ -102,7 +101,7 @@ def _overflow(m: Measurement, events: Sequence[NonFinite], layer: Layer | None) 
         f"{what} in float16 at step {step}: it is beyond {number(LARGEST)}, the largest float16, and the loss becomes infinite or NaN",
         layers=(name,) if name else (),
         location=site,
-        evidence=(Evidence("first step with an infinite float16 value", step, None, "=", "", name or None),),
+        evidence=Evidence("first step with an infinite float16 value", step, None, "=", "", name or None),
         remedies=(BFLOAT16, _float32(name)),
         confirmed=BY_VALUE,
     )
@@ -118,7 +117,7 @@ def _near(m: Measurement, loud: Sequence[tuple[float, Layer]], limits: Limits) -
         f"{number(LARGEST)}: if they grow a little in training, they become infinite",
         layers=[x.name for _, x in loud],
         location=layer.site,
-        evidence=(Evidence("largest float16 output", size, limit, ">", "", layer.name),),
+        evidence=Evidence("largest float16 output", size, limit, ">", "", layer.name),
         remedies=(BFLOAT16, _float32(layer.name)),
     )
 

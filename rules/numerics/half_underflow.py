@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "NUM004",
-    "half-underflow",
     up_to="warning",
     needs=("precision",),
     limits={"flushed": Limit(0.05, "of the gradient entries", "heuristic")},
@@ -65,16 +64,9 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
             "nothing is learned from what is 0",
             layers=(half.layer,),
             location=layer.site if layer else None,
-            evidence=(
-                Evidence("gradient entries that are 0 unless the loss is scaled", half.flushed, limits["flushed"], ">", "", half.layer),
+            evidence=Evidence(
+                "gradient entries that are 0 unless the loss is scaled", half.flushed, limits["flushed"], ">", "", half.layer
             ),
-            remedies=(
-                Remedy(
-                    "loss-scaling",
-                    f"scale the loss by {number(half.scale)}, or with torch.amp.GradScaler",
-                    "safe",
-                ),
-                BFLOAT16,
-            ),
+            remedies=(Remedy("loss-scaling", f"scale the loss by {number(half.scale)}, or with torch.amp.GradScaler", "safe"), BFLOAT16),
         )
     ]

@@ -14,7 +14,6 @@ BITS = {"float16": 11, "bfloat16": 8}  # of the significand
 
 @rule(
     "NUM005",
-    "lost-updates",
     up_to="warning",
     needs=("parameters", "probe"),
     limits={
@@ -94,7 +93,7 @@ def _lost(m: Measurement, parameters: Sequence[Parameter], share: float, limit: 
         f"(limit {percent(limit)}), although they have a gradient: changes below 2^-{BITS[dtype] + 1} of a weight are lost in rounding",
         layers=layers,
         location=m.optimizer.site,
-        evidence=(Evidence("weights with a gradient that a step leaves unchanged", share, limit, ">"),),
+        evidence=Evidence("weights with a gradient that a step leaves unchanged", share, limit, ">"),
         remedies=(
             Remedy("float32-weights", f"keep the weights in float32 and compute in {dtype} under torch.autocast", "safe"),
             Remedy("raise-learning-rate", f"or raise the rate from {number(m.optimizer.lr)}, if the training allows it", "advice"),

@@ -49,7 +49,6 @@ REASONS = {
 
 @rule(
     "NUM001",
-    "non-finite",
     up_to="error",
     needs=("optimizer",),
     wants=("numerics", "parameters"),
@@ -127,7 +126,7 @@ def _forward_event(m: Measurement, events: Sequence[NonFinite]) -> Finding:
         layers=(first.layer,) if first.layer else (),
         location=first.site or layer_site(m, first.layer),
         evidence=_evidence(first),
-        remedies=(Remedy("guard-domain", remedy, "unsafe"),),
+        remedies=Remedy("guard-domain", remedy, "unsafe"),
         confirmed=confirmed,
     )
 
@@ -141,13 +140,9 @@ def _poisoned_weights(m: Measurement, parameters: Sequence[Parameter]) -> Findin
         "every output after them is NaN before the first step",
         layers=tuple(dict.fromkeys(p.layer for p in parameters)),
         location=layer_site(m, layer),
-        evidence=(Evidence("parameters with NaN or infinity at the start", len(names), 0, ">", f"of {len(m.parameters)}"),),
-        remedies=(
-            Remedy(
-                "he-init",
-                "initialise them again, or load a checkpoint without NaN; an uninitialised torch.empty is a common source",
-                "safe",
-            ),
+        evidence=Evidence("parameters with NaN or infinity at the start", len(names), 0, ">", f"of {len(m.parameters)}"),
+        remedies=Remedy(
+            "he-init", "initialise them again, or load a checkpoint without NaN; an uninitialised torch.empty is a common source", "safe"
         ),
         confirmed=BY_VALUE,
     )
@@ -162,8 +157,8 @@ def _unlocated(m: Measurement, step: int) -> Finding:
         f"the loss is {number(loss)} at step {step}{_on_rank(_rank_of_loss(m, step))} (it must be finite); "
         "no single operation was seen to cause it: training ends there",
         location=site,
-        evidence=(Evidence("loss", loss, None, "=", f"at step {step}"),),
-        remedies=(Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),),
+        evidence=Evidence("loss", loss, None, "=", f"at step {step}"),
+        remedies=Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),
         confirmed=confirmed,
     )
 

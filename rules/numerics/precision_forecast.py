@@ -15,7 +15,6 @@ LAST = 10  # losses at the end of the short training
 
 @rule(
     "NUM006",
-    "precision-forecast",
     up_to="info",
     needs=("signals", "parameters", "losses", "probe"),
     wants=("loop",),
@@ -129,8 +128,8 @@ def _finding(m: Measurement, form: Format, what: What, name: str, shares: dict[s
         message,
         layers=[owner],
         location=layer.site if layer is not None else None,
-        evidence=[Evidence(f"{what} that {form.name} cannot hold", share, limit, ">", "of the entries", owner)],
-        remedies=[cure],
+        evidence=Evidence(f"{what} that {form.name} cannot hold", share, limit, ">", "of the entries", owner),
+        remedies=cure,
     )
 
 
@@ -145,5 +144,5 @@ def _collapsed(m: Measurement, limit: float) -> list[Finding]:
         "largest logit absorbs all others in the sum, and the gradient is exactly 0"
     )
     text = "smooth the labels (label_smoothing=0.1), decay the weights, or compute the loss in float64"
-    evidence = [Evidence("losses that are exactly 0", share, limit, ">=", f"of the last {len(last)}")]
-    return [found("info", message, location=call.site, evidence=evidence, remedies=[Remedy("label-smoothing", text)])]
+    evidence = Evidence("losses that are exactly 0", share, limit, ">=", f"of the last {len(last)}")
+    return [found("info", message, location=call.site, evidence=evidence, remedies=Remedy("label-smoothing", text))]

@@ -25,7 +25,7 @@ SINGULAR = {
 }
 
 
-@rule("NUM002", "singular-derivative", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))
+@rule("NUM002", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))
 def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     """The forward pass is finite, but a derivative is NaN or infinite.
 
@@ -86,10 +86,8 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
             layers=(first.layer,) if first.layer else (),
             location=first.site or layer_site(m, first.layer),
             evidence=_evidence(first),
-            remedies=(
-                Remedy(
-                    "guard-domain", f"keep clear of the singular point: {guard or 'add a small constant, or clamp the argument'}", "unsafe"
-                ),
+            remedies=Remedy(
+                "guard-domain", f"keep clear of the singular point: {guard or 'add a small constant, or clamp the argument'}", "unsafe"
             ),
             confirmed=confirmed,
         )

@@ -4,12 +4,6 @@
 """
 
 RULES = (
-    "learning_rate_too_high",
-    "learning_rate_too_low",
-    "adam_epsilon",
-    "coupled_weight_decay",
-    "warmup_missing",
-    "batch_size",
-    "past_critical_rate",
-    "momentum_too_long",
-)
+    "learning_rate_too_high learning_rate_too_low adam_epsilon coupled_weight_decay warmup_missing batch_size "
+    "past_critical_rate momentum_too_long"
+).split()

@@ -36,7 +36,6 @@ def has_small_gains(m: Measurement) -> bool:
 
 @rule(
     "OPT003",
-    "adam-epsilon",
     up_to="warning",
     needs=("parameters", "probe", "epsilon"),
     limits={
@@ -116,14 +115,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     ]
     layers = tuple(dict.fromkeys(p.layer for p, _ in small))
     return [
-        found(
-            severity,
-            message,
-            layers=layers,
-            location=m.optimizer.site,
-            evidence=evidence,
-            remedies=(Remedy("adam-epsilon", text, "safe"),),
-        )
+        found(severity, message, layers=layers, location=m.optimizer.site, evidence=evidence, remedies=Remedy("adam-epsilon", text, "safe"))
     ]
 
 

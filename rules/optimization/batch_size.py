@@ -26,19 +26,18 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
         f"batches of {s.batch} samples are {'more' if large else 'less'} than {number(limit)} times the gradient's noise scale, "
         f"{interval(s)}: {means}"
     )
-    evidence = (Evidence("batch over gradient noise scale", s.batch / scale, limit, ">" if large else "<", "times"),)
+    evidence = Evidence("batch over gradient noise scale", s.batch / scale, limit, ">" if large else "<", "times")
     if large:
         wanted = 2 ** round(math.log2(GROWTH * max(scale, 1.0)))
         text = f"try batches of about {min(wanted, s.batch // 2)} samples if time, not memory, is short"
         cure = Remedy("smaller-batch", text, "advice")
     else:
         cure = Remedy("larger-batch", f"accumulate the gradients of {math.ceil(limit * scale / s.batch)} batches per step", "advice")
-    return found("info", message, evidence=evidence, remedies=(cure,))
+    return found("info", message, evidence=evidence, remedies=cure)
 
 
 @rule(
     "OPT006",
-    "batch-size",
     up_to="info",
     needs=("samples", "probe"),
     limits={

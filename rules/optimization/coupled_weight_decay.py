@@ -7,13 +7,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 COUPLED = ("Adam", "NAdam", "RAdam", "RMSprop", "Adamax")
 
 
-@rule(
-    "OPT004",
-    "coupled-weight-decay",
-    up_to="info",
-    needs=("optimizer",),
-    limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")},
-)
+@rule("OPT004", up_to="info", needs=("optimizer",), limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")})
 def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     """Weight decay passes through the moments of an adaptive optimizer, and hardly decays anything.
 
@@ -60,6 +54,6 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     other = {"Adam": "AdamW", "NAdam": "NAdam(decoupled_weight_decay=True)", "RAdam": "RAdam(decoupled_weight_decay=True)"}.get(
         o.name, "AdamW"
     )
-    evidence = (Evidence("coupled weight decay", o.weight_decay, limits["least"], ">"),)
+    evidence = Evidence("coupled weight decay", o.weight_decay, limits["least"], ">")
     remedy = Remedy("decoupled-weight-decay", f"use {other} with the same rate, and tune the decay again from 0.01", "advice")
-    return [found("info", message, location=o.site, evidence=evidence, remedies=(remedy,))]
+    return [found("info", message, location=o.site, evidence=evidence, remedies=remedy)]

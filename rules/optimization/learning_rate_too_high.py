@@ -59,9 +59,9 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
     advice = f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up"
     if jump is not None:
         advice = f"see what raises the rate at step {jump[0]:g}; before it, {number(jump[2])} was the highest one"
-    remedies = (Remedy("lower-learning-rate", advice, "advice"),)
+    remedies = Remedy("lower-learning-rate", advice, "advice")
     severity = at_most_info(m, "error")
-    confirmed = f"by the probe: {run_in_words(m.probe)}" if severity == "error" else ""
+    confirmed = f"by the probe: {run_in_words(m.probe)}"
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
 
 
@@ -73,8 +73,8 @@ def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
         f"and is {number(end)} after {len(m.probe.losses)}: steps of this size undo what earlier ones did"
     )
     won = (start if m.chance is None else min(start, m.chance)) - lowest
-    evidence = (Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall"),)
-    remedies = (Remedy("lower-learning-rate", f"try a tenth of the rate: {number(m.optimizer.lr / 10)}", "safe"),)
+    evidence = Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall")
+    remedies = Remedy("lower-learning-rate", f"try a tenth of the rate: {number(m.optimizer.lr / 10)}", "safe")
     severity = at_most_info(m, "info" if m.chance is None else "warning")
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
@@ -86,8 +86,8 @@ def order_finding(m: Measurement) -> Finding:
         f"training depends on luck: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; with the same batches in another order, "
         f"{run_in_words(again)}: the rate is at the edge of what this model can take"
     )
-    evidence = (Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss"),)
-    remedies = (Remedy("lower-learning-rate", f"try a third of the rate: {number(m.optimizer.lr / 3)}", "safe"),)
+    evidence = Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss")
+    remedies = Remedy("lower-learning-rate", f"try a third of the rate: {number(m.optimizer.lr / 3)}", "safe")
     return found(at_most_info(m, "warning"), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
 
@@ -105,7 +105,6 @@ LONG_RUNS = tuple("LOG002 LOG003 LOG004 LOG005 LOG007 WATCH001 WATCH002 WATCH003
 
 @rule(
     "OPT001",
-    "learning-rate-too-high",
     up_to="error",
     needs=("parameters", "probe"),
     wants=("sharpness", "functional_step", "critical"),

@@ -49,7 +49,6 @@ def _divided(finding: Finding, m: Measurement, limit: float) -> Finding:
 
 @rule(
     "OPT002",
-    "learning-rate-too-low",
     up_to="error",
     needs=("parameters", "probe"),
     limits={

@@ -8,7 +8,6 @@ USUAL = 0.9
 
 @rule(
     "OPT008",
-    "momentum-too-long",
     up_to="warning",
     needs=("probe",),
     explains=("GRAPH008", "OPT001", "OPT007", "LOSS005", "ACT002", "GRAD004", "NUM001", "CLIP001"),
@@ -61,6 +60,6 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
         f"momentum {number(o.momentum)} of {optimizer_in_words(m)} remembers {number(steps)} steps (limit {number(limits['steps'])}), "
         f"in which a step grows to that many times the rate: {run_in_words(m.probe)}"
     )
-    evidence = (Evidence("steps that the momentum remembers", steps, limits["steps"], ">=", "steps"),)
-    remedies = (Remedy("lower-momentum", f"set momentum to {USUAL}", "safe"),)
+    evidence = Evidence("steps that the momentum remembers", steps, limits["steps"], ">=", "steps")
+    remedies = Remedy("lower-momentum", f"set momentum to {USUAL}", "safe")
     return [found("info", message, location=o.site, evidence=evidence, remedies=remedies)]

@@ -14,7 +14,6 @@ WANTED = 0.25  # of the critical rate: healthy models have 0.02 to 0.3 of it at 
 
 @rule(
     "OPT007",
-    "past-critical-rate",
     up_to="warning",
     needs=("critical", "probe"),
     limits={
@@ -87,7 +86,7 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
             at_most_info(m, "info" if ample else "warning"),
             message,
             location=m.optimizer.site,
-            evidence=[Evidence("rate over the critical rate", share, limit, ">", "at the first steps")],
-            remedies=[Remedy("lower-learning-rate", f"set the rate to {number(rate)}, a quarter of the critical one", "safe")],
+            evidence=Evidence("rate over the critical rate", share, limit, ">", "at the first steps"),
+            remedies=Remedy("lower-learning-rate", f"set the rate to {number(rate)}, a quarter of the critical one", "safe"),
         )
     ]

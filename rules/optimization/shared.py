@@ -45,7 +45,7 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
     remedies = [Remedy(name, f"set the rate to {number(rate)}", "safe")]
     if what == "high":
         remedies.append(Remedy("warm-up", f"or raise the rate from {number(rate / 10)} to its value over the first steps", "advice"))
-    confirmed = f"by the probe: the same optimizer {other}: {run_in_words(run)}" if severity == "error" else ""
+    confirmed = f"by the probe: the same optimizer {other}: {run_in_words(run)}"
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
 
 
@@ -61,7 +61,7 @@ def ratio_finding(m: Measurement, ratio: float, limit: float, severity: Severity
     evidence = (Evidence("update per step, median over weights", ratio, limit, ">" if high else "<", "of the weight"), *more)
     name = "lower-learning-rate" if high else "raise-learning-rate"
     text = f"set the rate to about {number(float(f'{wanted:.1g}'))}: 1 % per step" if wanted else "raise the rate"
-    remedies = (Remedy(name, text, "safe"),)
+    remedies = Remedy(name, text, "safe")
     return found(at_most_info(m, severity), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
 

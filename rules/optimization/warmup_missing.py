@@ -12,7 +12,6 @@ EARLY = 10  # steps in which a first update that was too large shows in the loss
 
 @rule(
     "OPT005",
-    "warmup-missing",
     up_to="warning",
     needs=("parameters", "probe", "functional_step"),
     limits={

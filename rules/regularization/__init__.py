@@ -3,10 +3,4 @@
 `RULES`: the files, each with the rule of its name, in the order of their codes.
 """
 
-RULES = (
-    "decay_too_strong",
-    "decay_on_norm_and_bias",
-    "dropout_too_strong",
-    "overfitting",
-    "over_regularized",
-)
+RULES = "decay_too_strong decay_on_norm_and_bias dropout_too_strong overfitting over_regularized".split()

@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "REG002",
-    "decay-on-norm-and-bias",
     up_to="info",
     needs=("optimizer",),
     limits={"least": Limit(0.0, "weight decay", "convention of timm and nanoGPT: none on parameters with one axis")},
@@ -60,7 +59,7 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
         f"weight decay {number(strongest)} also acts on {len(vectors)} biases and gains ({layers_in_words([p.name for p in vectors])})"
     )
     text = f"put the {len(vectors)} parameters with fewer than two axes into a group with weight_decay=0"
-    evidence = (Evidence("largest weight decay on a bias or gain", strongest, limits["least"], ">"),)
+    evidence = Evidence("largest weight decay on a bias or gain", strongest, limits["least"], ">")
     layers = tuple(dict.fromkeys(p.layer for p in vectors))
     remedy = Remedy("weight-decay-groups", text, "safe")
-    return [found("info", message, layers=layers, location=m.optimizer.site, evidence=evidence, remedies=(remedy,))]
+    return [found("info", message, layers=layers, location=m.optimizer.site, evidence=evidence, remedies=remedy)]

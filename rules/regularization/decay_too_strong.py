@@ -24,7 +24,6 @@ def decay_steps(m: Measurement) -> float | None:
 
 @rule(
     "REG001",
-    "decay-too-strong",
     up_to="error",
     needs=("parameters", "probe", "data", "regularization"),
     limits={
@@ -33,22 +32,7 @@ def decay_steps(m: Measurement) -> float | None:
         "suspect_steps": Limit(500, "steps", "heuristic: 17 and 20 steps cost a third of chance and more; 40 to 333 nothing in 1000"),
         "penalty": Limit(10.0, "of the data's loss", "L1 and L2 scanned on synthetic data: between 3 and 10 nothing was learned any more"),
     },
-    explains=(
-        "OPT001",
-        "OPT007",
-        "OPT002",
-        "OPT003",
-        "LOSS003",
-        "GRAPH008",
-        "LOSS005",
-        "GRAD001",
-        "GRAD004",
-        "ACT002",
-        "ACT004",
-        "INIT002",
-        "NUM001",
-        "CLIP001",
-    ),
+    explains="OPT001 OPT007 OPT002 OPT003 LOSS003 GRAPH008 LOSS005 GRAD001 GRAD004 ACT002 ACT004 INIT002 NUM001 CLIP001".split(),
 )
 def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     """Weights shrink faster than they learn.
@@ -125,8 +109,8 @@ def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> l
     if run is not None:
         message += f"; {run.name}, {run_in_words(run)}"
     text = f"set weight_decay to {number(gentle_decay(m, strongest))}"
-    evidence = [Evidence("steps in which weights shrink by e", steps, fewest, "<", "steps")]
-    remedies = (Remedy("weaker-weight-decay", text, "safe"),)
+    evidence = Evidence("steps in which weights shrink by e", steps, fewest, "<", "steps")
+    remedies = Remedy("weaker-weight-decay", text, "safe")
     confirmed = confirmation(m, run) if run is not None else ""
     return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
 
@@ -163,5 +147,5 @@ def _penalty(m: Measurement, r: Regularization, limit: float) -> list[Finding]:
         evidence.append(Evidence("fall of the data's loss in the probe", data_fall(r), CLEAR_FALL, "<", "of the loss"))
     site = m.losses[0].site if m.losses else None
     confirmed = confirmation(m, run) if run is not None else ""
-    remedies = (Remedy("weaker-weight-decay", text, "safe"),)
+    remedies = Remedy("weaker-weight-decay", text, "safe")
     return [found(severity, message, location=site, evidence=evidence, remedies=remedies, confirmed=confirmed)]

@@ -11,7 +11,6 @@ from gradcheck.types.training import Regularization, Run
 
 @rule(
     "REG003",
-    "dropout-too-strong",
     up_to="error",
     needs=("probe", "regularization"),
     limits={
@@ -89,12 +88,15 @@ def _strong(m: Measurement, r: Regularization, limits: Limits) -> list[Finding]:
     names = layers_in_words([d.layer for d in loud])
     drop = "drops" if len(loud) == 1 else "drop"
     message = f"{names} {drop} {percent(strongest.rate)} of the values: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
-    evidence = [Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer)]
+    evidence = Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer)
     text = f"lower the rate of {names} from {number(strongest.rate)} to 0.2, and raise it again by the validation loss"
-    confirmed = confirmation(m, run) if severity == "error" else ""
     layers = [d.layer for d in loud]
-    remedies = (Remedy("lower-dropout", text, "safe"),)
-    return [found(severity, message, layers=layers, location=strongest.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+    remedies = Remedy("lower-dropout", text, "safe")
+    return [
+        found(
+            severity, message, layers=layers, location=strongest.site, evidence=evidence, remedies=remedies, confirmed=confirmation(m, run)
+        )
+    ]
 
 
 def _staying(r: Regularization, limit: float) -> list[Finding]:
@@ -116,8 +118,8 @@ def _staying(r: Regularization, limit: float) -> list[Finding]:
             message,
             layers=holders if all(holders) else (),
             location=first.site,
-            evidence=(Evidence("rise of the loss in evaluation mode by dropout", share, limit, ">"),),
-            remedies=(Remedy("check-arguments", cure, "advice"),),
+            evidence=Evidence("rise of the loss in evaluation mode by dropout", share, limit, ">"),
+            remedies=Remedy("check-arguments", cure, "advice"),
         )
     ]
 
@@ -130,8 +132,8 @@ def _loud(strongest: Dropout, limit: float) -> list[Finding]:
     message = (
         f"{quoted(strongest.layer)} drops {percent(strongest.rate)} of the values (limit {percent(limit)}): what is left is {percent(kept)}"
     )
-    evidence = (Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer),)
-    remedies = (Remedy("lower-dropout", f"lower the rate of {quoted(strongest.layer)} to between 0.1 and 0.5", "safe"),)
+    evidence = Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer)
+    remedies = Remedy("lower-dropout", f"lower the rate of {quoted(strongest.layer)} to between 0.1 and 0.5", "safe")
     return [found("info", message, layers=(strongest.layer,), location=strongest.site, evidence=evidence, remedies=remedies)]
 
 
@@ -145,8 +147,8 @@ def _many(m: Measurement, r: Regularization, limits: Limits) -> list[Finding]:
         f"{len(loud)} layers ({names}) drop {percent(rate)} of the values (limit {number(limits['count'])} layers), "
         f"and the training is slow: {run_in_words(m.probe)}"
     )
-    evidence = (Evidence("layers that drop as much", float(len(loud)), limits["count"], ">=", "layers"),)
-    remedies = (Remedy("lower-dropout", f"lower the rate of {names} from {number(rate)} to 0.2", "safe"),)
+    evidence = Evidence("layers that drop as much", float(len(loud)), limits["count"], ">=", "layers")
+    remedies = Remedy("lower-dropout", f"lower the rate of {names} from {number(rate)} to 0.2", "safe")
     layers = [d.layer for d in loud]
     return [found("info", message, layers=layers, location=loud[0].site, evidence=evidence, remedies=remedies)]
 

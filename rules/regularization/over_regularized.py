@@ -3,12 +3,11 @@ from gradcheck.analysis.wording import run_in_words
 from gradcheck.rules.regularization.shared import DECAY, DROPOUT, PENALTY, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
 
 @rule(
     "REG005",
-    "over-regularized",
     up_to="warning",
     needs=("probe", "regularization"),
     limits={"fall": Limit(0.2, "of the loss", "heuristic: twice the fall that counts as learning")},
@@ -46,9 +45,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Goodfellow et al. 2016, Deep Learning, chapter 11: fit the training data first.
     """
-    r = m.regularization
-    if r is None:
-        return not_applicable("no dropout, weight decay, penalty or label smoothing")
+    r = required(m.regularization, not_applicable("no dropout, weight decay, penalty or label smoothing"))
     if not failed(m, r) or any(recovered(r, kind) for kind in (DROPOUT, DECAY, PENALTY)):
         return []
     learned = [x for x in r.runs if recovered(r, *x.lifted) is x and relative_decrease(x, r.chance) >= limits["fall"]]
@@ -58,7 +55,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     kinds = " and ".join(run.lifted)
     message = f"{kinds} together keep the model from learning: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
     fell = relative_decrease(run, r.chance)
-    evidence = (Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss"),)
+    evidence = Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss")
     text = f"take {kinds} out until the training loss falls, then put one back at a time, judged by the validation loss"
-    remedies = (Remedy("less-regularization", text, "safe"),)
+    remedies = Remedy("less-regularization", text, "safe")
     return [found("warning", message, location=m.optimizer.site, evidence=evidence, remedies=remedies)]

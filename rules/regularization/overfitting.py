@@ -4,14 +4,13 @@ from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule
 
 FULL = 32  # batches: as many as a scan collects unless told otherwise; there may be more of them
 
 
 @rule(
     "REG004",
-    "overfitting",
     up_to="warning",
     needs=("probe", "data", "validation"),
     limits={
@@ -65,9 +64,7 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Prechelt 1998, Early Stopping, But When?; Zhang et al. 2017, Understanding deep learning requires rethinking generalization.
     """
-    v = m.validation
-    if v is None:
-        return not_applicable("no validation data; give --val-data")
+    v = required(m.validation, not_applicable("no validation data; give --val-data"))
     if m.probe.ended == "raised" or not m.probe.losses or not (math.isfinite(v.loss) and math.isfinite(v.train_loss)):
         return not_measured("the probe training broke off")
     gap, start = v.loss - v.train_loss, abs(m.probe.losses[0])
@@ -94,4 +91,4 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
         Evidence("validation loss minus training loss", gap, limits["standard_errors"] * v.standard_error, ">", "3 standard errors of it"),
         Evidence("rise of the validation loss above its lowest value", v.loss - lowest, limits["rise"] * abs(lowest), ">"),
     ]
-    return [found(severity, message, evidence=evidence, remedies=(Remedy("early-stopping", text, "advice"),))]
+    return [found(severity, message, evidence=evidence, remedies=Remedy("early-stopping", text, "advice"))]

@@ -13,14 +13,7 @@ SUMMARY = ", in a summary of the whole sequence, such as auto-encoders have on p
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-@rule(
-    "SEQ001",
-    "future-leak",
-    up_to="error",
-    needs=("sequence",),
-    wants=("probe",),
-    limits={"next_token": NEXT_TOKEN, "leak": LEAK},
-)
+@rule("SEQ001", up_to="error", needs=("sequence",), wants=("probe",), limits={"next_token": NEXT_TOKEN, "leak": LEAK})
 def future_leak(m: Measurement, limits: Limits) -> Verdict:
     """A model that is trained to predict the next token sees the tokens that come later.
 
@@ -112,11 +105,11 @@ def _sees(s: TokenStream, limits: Limits) -> Finding:
         message,
         layers=[s.at] if s.at else [],
         location=s.site or s.loss_site,
-        evidence=[
-            Evidence("change at or before the place where the tokens change", leak, limits["leak"], ">", "of that after it", s.at or None)
-        ],
-        remedies=[_cure(s)],
-        confirmed="" if s.pooled else BY_VALUE,
+        evidence=Evidence(
+            "change at or before the place where the tokens change", leak, limits["leak"], ">", "of that after it", s.at or None
+        ),
+        remedies=_cure(s),
+        confirmed=BY_VALUE,
     )
 
 

@@ -6,14 +6,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 from gradcheck.types.sequence import TokenStream
 
 
-@rule(
-    "SEQ002",
-    "labels-misaligned",
-    up_to="error",
-    needs=("sequence",),
-    wants=("probe",),
-    limits={"same_token": NEXT_TOKEN, "own_effect": LEAK},
-)
+@rule("SEQ002", up_to="error", needs=("sequence",), wants=("probe",), limits={"same_token": NEXT_TOKEN, "own_effect": LEAK})
 def labels_misaligned(m: Measurement, limits: Limits) -> Verdict:
     """The targets of a causal model are the tokens that it is given, or lie further ahead than the next one.
 
@@ -91,11 +84,5 @@ def _misplaced(s: TokenStream, limits: Limits) -> Finding:
         cure = Remedy("shift-labels", text)
     evidence = Evidence(f"targets that are {s.ahead} places ahead", s.agreement, limits["same_token"], ">=", "of the places", s.layer)
     return found(
-        "error",
-        message,
-        layers=[s.layer],
-        location=s.loss_site or s.read_site,
-        evidence=[evidence],
-        remedies=[cure],
-        confirmed=BY_VALUE,
+        "error", message, layers=[s.layer], location=s.loss_site or s.read_site, evidence=evidence, remedies=cure, confirmed=BY_VALUE
     )

@@ -7,7 +7,6 @@ from gradcheck.types.sequence import Supervision
 
 @rule(
     "SEQ003",
-    "nothing-supervised",
     up_to="error",
     needs=("sequence",),
     wants=("probe",),
@@ -86,9 +85,9 @@ def _nothing(s: Supervision) -> Finding:
         "error" if certain else "warning",
         message,
         location=s.site,
-        evidence=[Evidence("batches without any target", s.empty, 0, ">", f"of {s.batches}")],
-        remedies=[Remedy("supervise-targets", text)],
-        confirmed=BY_VALUE if certain else "",
+        evidence=Evidence("batches without any target", s.empty, 0, ">", f"of {s.batches}"),
+        remedies=Remedy("supervise-targets", text),
+        confirmed=BY_VALUE,
     )
 
 
@@ -103,6 +102,6 @@ def _rows(s: Supervision, limits: Limits) -> Finding:
         "warning",
         message,
         location=s.site,
-        evidence=[Evidence("sequences without any target", share, limits["empty_rows"], ">", "of the sequences")],
-        remedies=[Remedy("supervise-targets", text)],
+        evidence=Evidence("sequences without any target", share, limits["empty_rows"], ">", "of the sequences"),
+        remedies=Remedy("supervise-targets", text),
     )

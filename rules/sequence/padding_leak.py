@@ -2,7 +2,7 @@ from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.sequence.future_leak import ATTENTIONS, PRODUCTS, RECURRENT
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 from gradcheck.types.sequence import Padding
 
 ROUNDING = 1e-5  # as in measure/checks/padding.py
@@ -16,7 +16,6 @@ TOLD = {
 
 @rule(
     "SEQ004",
-    "padding-leak",
     up_to="error",
     needs=("padding",),
     wants=("probe",),
@@ -86,9 +85,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.utils.rnn.pack_padded_sequence`, `key_padding_mask` of `torch.nn.MultiheadAttention`.
     """
-    p = m.padding
-    if p is None:
-        return not_applicable("nothing shows which places are padding at the end of sequences")
+    p = required(m.padding, not_applicable("nothing shows which places are padding at the end of sequences"))
     if p.inverted:
         return [_inverted(p)]
     if p.told == "index" and not p.varies:
@@ -113,8 +110,8 @@ def _leak(m: Measurement, p: Padding, limit: float) -> Finding:
         message,
         layers=[p.at] if p.at else [],
         location=p.site,
-        evidence=[Evidence("change of the output without its padding", p.effect, limit, ">", "of the spread of the outputs", p.at or None)],
-        remedies=[_cure(p)],
+        evidence=Evidence("change of the output without its padding", p.effect, limit, ">", "of the spread of the outputs", p.at or None),
+        remedies=_cure(p),
         confirmed=failed,
     )
 
@@ -127,10 +124,8 @@ def _inverted(p: Padding) -> Finding:
         f"tokens at its padded positions do.{where} {percent(p.share)} of the positions are padding",
         layers=[p.at] if p.at else [],
         location=p.site,
-        evidence=[Evidence("change of the output with other tokens at the real positions", 0.0, ROUNDING, "<=", "of the output")],
-        remedies=[
-            Remedy("mask-padding", "mask what is padding: key_padding_mask is True where a key is to be left out, tokens == padding")
-        ],
+        evidence=Evidence("change of the output with other tokens at the real positions", 0.0, ROUNDING, "<=", "of the output"),
+        remedies=Remedy("mask-padding", "mask what is padding: key_padding_mask is True where a key is to be left out, tokens == padding"),
         confirmed=BY_VALUE,
     )
 

@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH003",
-    "attention-logits-grow",
     up_to="warning",
     needs=("gauges", "signals"),
     limits={
@@ -93,5 +92,5 @@ def _finding(m: Measurement, bad: list[tuple[Gauge, float]], limits: Limits) -> 
             Evidence("largest attention logit", last, limit, ">", "", worst.name),
             Evidence("growth over a quarter of the run", growth, limits["growth"], ">", "times", worst.name),
         ],
-        remedies=[Remedy("qk-norm", "normalise queries and keys (RMSNorm over the width of a head), or lower the rate")],
+        remedies=Remedy("qk-norm", "normalise queries and keys (RMSNorm over the width of a head), or lower the rate"),
     )

@@ -13,7 +13,6 @@ FEWEST_CHOICES = 50  # for each expert, on average, as router-collapse
 
 @rule(
     "WATCH005",
-    "expert-dies",
     up_to="warning",
     needs=("gauges", "routing"),
     limits={
@@ -96,5 +95,5 @@ def _finding(dead: list[Gauge], r: Router, limits: Limits) -> Finding:
             Evidence("share of the choices", worst.values[-1], bound, "<=", "", worst.name),
             Evidence("entropy of the router", r.entropy, None, "=", f"of log {number(r.experts)}", r.layer),
         ],
-        remedies=[Remedy("balance-experts", text)],
+        remedies=Remedy("balance-experts", text),
     )

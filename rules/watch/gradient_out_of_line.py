@@ -8,7 +8,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH002",
-    "gradient-out-of-line",
     up_to="warning",
     needs=("gauges", "parameters"),
     limits={
@@ -81,6 +80,6 @@ def _finding(bad: list[Gauge], limits: Limits) -> Finding:
         message,
         layers=list(dict.fromkeys(g.layer for g in bad)),
         location=worst.site,
-        evidence=[Evidence("distance from its own history", d.score, limits["score"], ">", "standard deviations", worst.name)],
-        remedies=[Remedy("clip-gradient-norm", "clip the norm of the gradients at a few times its median, and lower the rate")],
+        evidence=Evidence("distance from its own history", d.score, limits["score"], ">", "standard deviations", worst.name),
+        remedies=Remedy("clip-gradient-norm", "clip the norm of the gradients at a few times its median, and lower the rate"),
     )

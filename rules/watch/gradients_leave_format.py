@@ -14,7 +14,6 @@ NORMAL = -14  # exponent of the smallest float16 number with all its digits
 
 @rule(
     "WATCH009",
-    "gradients-leave-format",
     up_to="warning",
     needs=("signals", "gauges"),
     limits={
@@ -75,11 +74,11 @@ def gradients_leave_format(m: Measurement, limits: Limits) -> Verdict:
         f"{percent(limits['under'])}), and {percent(shares[0])} did at the start{also_in(bad)}: as the loss falls the rest follows, and "
         "what becomes 0 is not learned from"
     )
-    evidence = (Evidence("share of the gradient below the normal range", shares[-1], limits["under"], ">", "", worst.name),)
+    evidence = Evidence("share of the gradient below the normal range", shares[-1], limits["under"], ">", "", worst.name)
     text = f"scale the loss (torch.amp.GradScaler; the factor is {number(m.probe.loss_scale)}), or compute in bfloat16"
     names = [x.name for x in bad]
     learned = training_outcome(m) == "learns" and relative_decrease(m.probe, m.chance) >= AMPLE
-    remedies = [Remedy("loss-scaling", text)]
+    remedies = Remedy("loss-scaling", text)
     severity: Severity = "info" if learned else "warning"
     return [found(severity, message, layers=names, location=worst.site, evidence=evidence, remedies=remedies)]
 

@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH008",
-    "loss-scale-falls",
     up_to="warning",
     needs=("gauges",),
     limits={
@@ -64,6 +63,6 @@ def loss_scale_falls(m: Measurement, limits: Limits) -> Verdict:
         f"{number(limits['fall'])} times), beginning by step {since}: each halving is a step skipped for an infinite gradient, and "
         "at the end all of them are"
     )
-    evidence = (Evidence("fall of the factor", fall, limits["fall"], ">=", "times"),)
+    evidence = Evidence("fall of the factor", fall, limits["fall"], ">=", "times")
     text = "compute in bfloat16, or find the layer whose output or gradient grows (gradient-out-of-line, half-overflow)"
-    return [found("warning", message, location=m.optimizer.site, evidence=evidence, remedies=[Remedy("bfloat16", text)])]
+    return [found("warning", message, location=m.optimizer.site, evidence=evidence, remedies=Remedy("bfloat16", text))]

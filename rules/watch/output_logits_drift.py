@@ -7,7 +7,6 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 @rule(
     "WATCH004",
-    "output-logits-drift",
     up_to="warning",
     needs=("gauges", "signals"),
     limits={
@@ -65,6 +64,6 @@ def output_logits_drift(m: Measurement, limits: Limits) -> Verdict:
             Evidence("mean log Z", last, limits["log_z"], ">", "", g.name),
             Evidence("growth over a quarter of the run", growth, limits["growth"], ">", "times", g.name),
         )
-        remedies = (Remedy("z-loss", "add 1e-4 * logits.logsumexp(-1).square().mean() to the loss, or decay the output layer's weights"),)
+        remedies = Remedy("z-loss", "add 1e-4 * logits.logsumexp(-1).square().mean() to the loss, or decay the output layer's weights")
         findings.append(found("warning", message, layers=[g.layer], location=g.site, evidence=evidence, remedies=remedies))
     return findings

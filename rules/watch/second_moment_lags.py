@@ -12,7 +12,6 @@ SOON = 8  # steps in which a spike follows a lag: arXiv 2304.13013
 
 @rule(
     "WATCH001",
-    "second-moment-lags",
     up_to="warning",
     needs=("gauges",),
     limits={
@@ -118,5 +117,5 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
             Evidence("root mean of g^2 over the second moment", lag, limit, ">", "", worst.name),
             Evidence("the same before", usual, None, "=", "", worst.name),
         ],
-        remedies=[Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients")],
+        remedies=Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients"),
     )

@@ -1,15 +1,45 @@
 """What the rules about watched runs share."""
 
+import math
+from collections.abc import Iterable
 from statistics import median
+from typing import TypeVar
 
+from gradcheck.analysis.curves import thirds
 from gradcheck.types.gauges import Gauge
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.rule import Limits, Unmet, not_applicable, not_measured
+from gradcheck.types.training import LogColumn
 
 NOT_WATCHED = "no run was watched"
+T = TypeVar("T")
+
 WINDOW = 4  # measured steps that are compared
 
 
 def others(count: int, what: str = "tensor") -> str:
     return f", and {count} more {what}s" if count > 1 else f", and 1 more {what}" if count else ""
+
+
+def runaways(
+    m: Measurement, limits: Limits, what: str, sizes: Iterable[tuple[T, Iterable[tuple[int, float]]]]
+) -> list[tuple[T, float, float]]:
+    """What grew beyond the limit in the last third of a run, by a larger factor than in the third before, with both factors.
+
+    `sizes`: of each, the steps at which it was measured, and how large it was. Ends the rule where no run was watched for long enough.
+    """
+    if not m.probe.live:
+        raise Unmet(not_applicable(NOT_WATCHED))
+    if m.steps < limits["steps"] or len(m.measured_steps) < limits["looks"]:
+        reason = f"{m.steps} steps, {len(m.measured_steps)} of them measured, are too few to tell how {what} grow"
+        raise Unmet(not_measured(reason))
+    found = []
+    for x, points in sizes:
+        known = [(float(step), size) for step, size in points if math.isfinite(size)]
+        grown = thirds(LogColumn("", tuple(step for step, _ in known), tuple(size for _, size in known)))
+        if grown is not None and grown[1] > max(limits["growth"], grown[0]):
+            found.append((x, *grown))
+    return found
 
 
 def grows(gauge: Gauge) -> tuple[float, float] | None:

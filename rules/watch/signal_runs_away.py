@@ -1,18 +1,13 @@
-import math
-
-from gradcheck.analysis.curves import thirds
 from gradcheck.analysis.wording import number, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED, others
+from gradcheck.rules.watch.shared import others, runaways
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import LogColumn
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 
 
 @rule(
     "WATCH007",
-    "signal-runs-away",
     up_to="warning",
     needs=("signals", "gauges"),
     limits={
@@ -56,18 +51,9 @@ def signal_runs_away(m: Measurement, limits: Limits) -> Verdict:
     Sun et al. 2024, Massive activations in large language models (arXiv 2402.17762); Takase et al. 2023, Spike no more (arXiv
     2312.16903).
     """
-    if not m.probe.live:
-        return not_applicable(NOT_WATCHED)
-    if m.steps < limits["steps"] or len(m.measured_steps) < limits["looks"]:
-        return not_measured(f"{m.steps} steps, {len(m.measured_steps)} of them measured, are too few to tell how signals grow")
-    grown = [(x, *g) for x in m.layers if x.kind not in ("softmax", "dropout") and (g := _growth(x)) is not None]
-    bad = [x for x in grown if x[2] > limits["growth"] and x[2] > x[1]]
+    layers = (x for x in m.layers if x.kind not in ("softmax", "dropout"))
+    bad = runaways(m, limits, "signals", ((x, ((s.step, s.output.rms) for s in x.snapshots if s.output is not None)) for x in layers))
     return [_finding(m, bad, limits)] if bad else []
-
-
-def _growth(x: Layer) -> tuple[float, float] | None:
-    known = [(float(s.step), s.output.rms) for s in x.snapshots if s.output is not None and math.isfinite(s.output.rms)]
-    return thirds(LogColumn(x.name, tuple(step for step, _ in known), tuple(rms for _, rms in known)))
 
 
 def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limits) -> Finding:
@@ -88,5 +74,5 @@ def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limi
             Evidence("growth of the output in the last third", last, limits["growth"], ">", "times", first.name),
             Evidence("growth in the third before", before, None, "=", "times", first.name),
         ],
-        remedies=[Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights")],
+        remedies=Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights"),
     )

@@ -1,18 +1,13 @@
-import math
-
-from gradcheck.analysis.curves import thirds
 from gradcheck.analysis.wording import number, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED, others
+from gradcheck.rules.watch.shared import others, runaways
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import LogColumn
+from gradcheck.types.rule import Limit, Limits, Verdict, found, rule
 
 
 @rule(
     "WATCH006",
-    "weights-run-away",
     up_to="warning",
     needs=("parameters", "gauges"),
     limits={
@@ -57,22 +52,14 @@ def weights_run_away(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Kosson, Messmer and Jaggi 2024, Rotational equilibrium (arXiv 2305.17212); Takase et al. 2023, Spike no more (arXiv 2312.16903).
     """
-    if not m.probe.live:
-        return not_applicable(NOT_WATCHED)
-    if m.steps < limits["steps"] or len(m.measured_steps) < limits["looks"]:
-        return not_measured(f"{m.steps} steps, {len(m.measured_steps)} of them measured, are too few to tell how weights grow")
-    grown = [(p, *g) for p in m.parameters if p.trainable and (g := growth(p)) is not None]
-    bad = [x for x in grown if x[2] > limits["growth"] and x[2] > x[1]]
+    judged = (p for p in m.parameters if p.trainable and not _is_bias(p))
+    bad = runaways(m, limits, "weights", ((p, ((s.step, s.norm) for s in p.steps)) for p in judged))
     return [_finding(m, bad, limits)] if bad else []
 
 
-def growth(p: Parameter) -> tuple[float, float] | None:
-    """In the second and in the last third of the run; None of biases and of what starts at zero."""
-    known = [(float(s.step), s.norm) for s in p.steps if math.isfinite(s.norm)]
-    bias = len(p.shape) < 2 and (p.std == 0 == p.mean or p.name.endswith("bias"))
-    if bias or not known:
-        return None
-    return thirds(LogColumn(p.name, tuple(step for step, _ in known), tuple(norm for _, norm in known)))
+def _is_bias(p: Parameter) -> bool:
+    """Or starts at zero like one."""
+    return len(p.shape) < 2 and (p.std == 0 == p.mean or p.name.endswith("bias"))
 
 
 def _finding(m: Measurement, bad: list[tuple[Parameter, float, float]], limits: Limits) -> Finding:
@@ -93,5 +80,5 @@ def _finding(m: Measurement, bad: list[tuple[Parameter, float, float]], limits: 
             Evidence("growth of the norm in the last third", last, limits["growth"], ">", "times", worst.name),
             Evidence("growth in the third before", before, None, "=", "times", worst.name),
         ],
-        remedies=[Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights")],
+        remedies=Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights"),
     )

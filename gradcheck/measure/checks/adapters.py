@@ -1,7 +1,9 @@
 """Adapters, recognised by structure (a frozen weight beside two factors whose product has its shape) or declared by PEFT's layers."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,20 +59,14 @@ def _inputs(copy: TrainingCopy, batch: object, layers: Sequence[str]) -> Mapping
     """Rows [n, features] of what each of these modules is first called with."""
     seen: dict[str, torch.Tensor] = {}
 
-    def look(layer: str) -> object:
-        def note(module: nn.Module, args: tuple[object, ...]) -> None:
-            if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point() and args[0].dim() > 1:
-                seen.setdefault(layer, args[0].detach().reshape(-1, args[0].shape[-1])[:ROWS].clone())
+    def note(layer: str, module: nn.Module, args: tuple[object, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point() and args[0].dim() > 1:
+            seen.setdefault(layer, args[0].detach().reshape(-1, args[0].shape[-1])[:ROWS].clone())
 
-        return copy.model.get_submodule(layer).register_forward_pre_hook(note)
-
-    handles = [look(layer) for layer in layers]
-    try:
-        with preserve_rng(), restored(copy), torch.no_grad():
-            copy.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+    with ExitStack() as hooks, preserve_rng(), restored(copy), torch.no_grad():
+        for layer in layers:
+            hooks.enter_context(copy.model.get_submodule(layer).register_forward_pre_hook(functools.partial(note, layer)))
+        copy.loss(batch)
     return seen
 
 

@@ -34,7 +34,7 @@ SIDES = 0.2  # of that gap: how far the logits on either side may be spread
 SUM_ERROR = 1e-2  # rows of half precision sum to 1 this closely
 BEHIND = 16  # autograd nodes between a softmax and the product with the values
 
-_SOFTMAX = frozenset((F.softmax, torch.softmax, torch.Tensor.softmax))
+SOFTMAX = frozenset((F.softmax, torch.softmax, torch.Tensor.softmax))
 _DROPOUT = frozenset((F.dropout, torch.dropout, torch.dropout_, torch.feature_dropout, F.alpha_dropout, F.dropout1d, F.dropout2d))
 _PRODUCTS = frozenset((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm))
 _EINSUM = torch.einsum
@@ -104,7 +104,7 @@ class Watcher(ActivationRecorder):
         elif function is F.multi_head_attention_forward:
             name = self.module_name
             self._add((name, self.sites.get(name) or location_of_frame(caller())), multi_head(function, args, kwargs))
-        elif function in _SOFTMAX:
+        elif function in SOFTMAX:
             self._softmax(args, kwargs, output)
         elif function in _PRODUCTS:
             left, right = (*args, *kwargs.values())[:2]
@@ -233,12 +233,16 @@ def multi_head(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     masked = torch.zeros_like(weights, dtype=torch.bool)
     mask, padding = kwargs.get("attn_mask"), kwargs.get("key_padding_mask")
     if mask is not None:
-        mask = mask if mask.dtype == torch.bool else mask <= MASKED
+        mask = as_bool(mask)
         masked |= mask if mask.dim() == 2 else mask.reshape(weights.shape[0], weights.shape[1], *mask.shape[-2:])
     if padding is not None:
-        padding = padding if padding.dtype == torch.bool else padding <= MASKED
-        masked |= padding.reshape(weights.shape[0], 1, 1, -1)
+        masked |= as_bool(padding).reshape(weights.shape[0], 1, 1, -1)
     return _spread(_logarithm(weights), masked, logits=False)
+
+
+def as_bool(mask: torch.Tensor) -> torch.Tensor:
+    """True where a mask of torch's functions takes keys out."""
+    return mask if mask.dtype == torch.bool else mask <= MASKED
 
 
 def of_scores(scores: torch.Tensor, samples: int) -> Spread | None:
@@ -321,9 +325,13 @@ def _spread(scores: torch.Tensor, masked: torch.Tensor, *, logits: bool) -> Spre
 
 def _entropy(scores: torch.Tensor, masked: torch.Tensor, keys: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     """[heads]: mean over groups and queries of the entropy of softmax(scores) over log(keys)."""
+    return _mean(row_entropy(scores, masked, keys), judged)
+
+
+def row_entropy(scores: torch.Tensor, masked: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Of the softmax of each row, over log(keys)."""
     weights = scores.masked_fill(masked, -math.inf).softmax(-1)
-    relative = torch.special.entr(weights).sum(-1) / keys.clamp_min(2).log()
-    return _mean(relative, judged)
+    return torch.special.entr(weights).sum(-1) / keys.clamp_min(2).log()
 
 
 def _std(scores: torch.Tensor, masked: torch.Tensor, keys: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:

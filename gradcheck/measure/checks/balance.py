@@ -5,7 +5,7 @@ summands, before training and after the probe; those that train nothing at both 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from gradcheck.measure.checks import direction
 from gradcheck.measure.checks.by_weights import gradients, norm
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.listing import DEEP, ListedCall, Listing, parts_of, terms_of
+from gradcheck.measure.checks.listing import DEEP, ListedCall, Listing, behind, parts_of, terms_of
 from gradcheck.types.checks import IdleTerm, Imbalance, LossTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import batch_size
@@ -298,28 +298,16 @@ def _look(copy: TrainingCopy, batch: Any, made: frozenset[str]) -> _TermLook:
 
 def _silent(look: _TermLook, terms: Mapping[ListedCall, float], total: float) -> None:
     """Terms without gradient although they were computed from something that has one, or by a loss function."""
+    live = {id(t) for t in terms if t.live}
     for term, factor in terms.items():
-        if term.live or not (term.made or term.is_loss) or term.uses > 1 or _through(term, terms):
+        if term.live or not (term.made or term.is_loss) or term.uses > 1:
             continue
+        if any(id(c) in live for c in behind(term)):
+            continue  # computed from another term, it only changes what the loss reads, as a straight-through estimator does
         value = factor * float(term.tensor.detach().float().mean())
         if value:
             cut = _cut_in(term)
             look.add(IdleTerm("cut" if term.made else "no-weights", cut.name.strip("_"), cut.place, value, total))
-
-
-def _through(term: ListedCall, terms: Iterable[ListedCall]) -> bool:
-    """Whether it was computed from another term: then it only changes what the loss reads, as a straight-through estimator does."""
-    others = {id(t) for t in terms if t is not term and t.live}
-    seen: set[int] = set()
-    pending = [term]
-    while pending:
-        call = pending.pop()
-        if id(call) in others:
-            return True
-        if id(call) not in seen:
-            seen.add(id(call))
-            pending += call.calls
-    return False
 
 
 def _cut_in(term: ListedCall) -> ListedCall:

@@ -57,6 +57,10 @@ class CheckContext:
         own = max(1, batch_size(self.workload.batches[0]))
         return batch_size(self.compared.batches[0]) / own if self.compared is not None else 1.0
 
+    def sound(self) -> TrainingCopy:
+        """The probe's copy, unless its training broke it."""
+        return self.trained if self.probe.ended not in ("non-finite", "raised") else self.fork()
+
     def fork(self) -> TrainingCopy:
         return fork(self.workload, seed=self.seed)
 

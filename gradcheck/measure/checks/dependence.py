@@ -29,7 +29,7 @@ NOT_THE_SAME = 0.05  # of the change in other samples: by how much equivariance 
 
 def dependence(context: CheckContext) -> Dependence:
     """Raises Unmeasured when samples cannot be told apart in what goes into the model or comes out of it."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     with evaluating(copy):
         return _Case(copy, context).result()
 

@@ -22,7 +22,6 @@ from gradcheck.measure.checks.functions import (
     CallRecorder,
     DerivativeComparison,
     FunctionCall,
-    Intended,
     Tested,
     add_moves,
     custom_functions,
@@ -31,7 +30,7 @@ from gradcheck.measure.checks.functions import (
     words_of_gradcheck,
 )
 from gradcheck.measure.checks.gradient_changes import ModuleStack, Watch
-from gradcheck.types.checks import Derivatives
+from gradcheck.types.checks import Derivatives, Intended
 from gradcheck.workload.device import has_float64
 from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import Dice

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from gradcheck.measure.checks.listing import DEEP, SCALES, SUMS, ListedCall, parts_of
+from gradcheck.measure.checks.listing import DEEP, SCALES, SUMS, ListedCall, behind, parts_of
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors, tensors_in
@@ -39,11 +39,8 @@ class Passes:
             self.output = found[0] if len(found) == 1 and not self.given else None
             self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
 
-        handle = model.register_forward_hook(note, with_kwargs=True)
-        try:
+        with model.register_forward_hook(note, with_kwargs=True):
             yield self
-        finally:
-            handle.remove()
 
 
 def runaway(whole: ListedCall, total: float) -> IdleTerm | None:
@@ -68,7 +65,7 @@ def away(whole: ListedCall, loss: torch.Tensor, passes: Passes, batch: Any, made
     """
     output = passes.output
     target = _target(output, passes.given, batch, made) if output is not None else None
-    if output is None or target is None or _known(whole):
+    if output is None or target is None or any(c.is_loss for c in behind(whole)):  # the sign of torch's own losses is looked at by itself
         return None
     (gradient,) = torch.autograd.grad(loss, [output], retain_graph=True, allow_unused=True)
     if gradient is None or not bool(torch.isfinite(gradient).all()):
@@ -108,19 +105,6 @@ def _target(output: torch.Tensor, given: list[torch.Tensor], batch: Any, made: f
     return torch.zeros_like(output, dtype=torch.bool).scatter_(1, target.reshape(shape).unsqueeze(1).long(), True)
 
 
-def _known(whole: ListedCall) -> bool:
-    """Whether one of torch's loss functions is part of it: its sign is looked at by itself."""
-    pending, seen = [whole], set[int]()
-    while pending:
-        call = pending.pop()
-        if call.is_loss:
-            return True
-        if id(call) not in seen:
-            seen.add(id(call))
-            pending += call.calls
-    return False
-
-
 def _place(whole: ListedCall) -> Location | None:
     """Where the loss is made, before it is scaled by a number."""
     call = whole
@@ -137,13 +121,13 @@ def ratio(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
 
     "upside-down": the policy that is trained stands below the line; "objective": the lesser of both is lowered, not raised.
     """
-    for call in _behind(whole):
+    for call in behind(whole, DEEP):
         kind = call.name.strip("_")
         if kind not in _LESSER | _GREATER or len(call.calls) != 2 or not call.live:
             continue
-        clips = [c for side in call.calls for c in _behind(side, NEAR) if c.name.strip("_") in _CLIPS and c.live]
+        clips = [c for side in call.calls for c in behind(side, NEAR) if c.name.strip("_") in _CLIPS and c.live]
         made = {id(c): c for clip in clips for c in clip.calls}
-        shared = [c for c in made.values() if all(any(c is x for x in _behind(side, NEAR)) for side in call.calls)]
+        shared = [c for c in made.values() if all(any(c is x for x in behind(side, NEAR)) for side in call.calls)]
         below = _below(shared[0]) if len(shared) == 1 else None
         if below is None:
             continue
@@ -161,12 +145,12 @@ def ratio(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
 
 def easy(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
     """Losses of samples times a factor made of the outputs: `value` 1 where it falls as they rise: a greater error can lower both."""
-    for call in _behind(whole):
+    for call in behind(whole, DEEP):
         sides = [_unscaled(c) for c in call.calls if c.live] if call.name.strip("_") in _PRODUCTS else []
-        behind = [{id(c): c for c in _behind(side, 2 * NEAR)} for side in sides]
-        found = [c for known in behind for c in known.values() if c.is_loss and c.name in _OF_CLASSES]
+        both = [{id(c): c for c in behind(side, 2 * NEAR)} for side in sides]
+        found = [c for known in both for c in known.values() if c.is_loss and c.name in _OF_CLASSES]
         losses = [c for c in found if c.tensor.shape == call.tensor.shape]
-        if len(sides) != 2 or not losses or not all({id(c) for c in (losses[0], *losses[0].calls)} & known.keys() for known in behind):
+        if len(sides) != 2 or not losses or not all({id(c) for c in (losses[0], *losses[0].calls)} & known.keys() for known in both):
             continue
         one, other = (c.tensor.detach().flatten().double() for c in sides)
         if FEWEST_SAMPLES <= len(one) == len(other) and all(bool((x >= 0).all() and x.any()) for x in (one, other)):
@@ -194,15 +178,3 @@ def _below(made: ListedCall) -> bool | None:
     if operation not in wanted or len(inner.given) != 2 or sum(t.requires_grad for t in inner.given) != 1:
         return None
     return inner.given[0 if operation in ("rsub", "rtruediv") else 1].requires_grad
-
-
-def _behind(call: ListedCall, depth: int = DEEP) -> Iterator[ListedCall]:
-    """A call and those that it was computed from, so many operations back."""
-    seen: set[int] = set()
-    pending = [(call, depth)]
-    while pending:
-        here, left = pending.pop()
-        if id(here) not in seen:
-            seen.add(id(here))
-            yield here
-            pending += [(c, left - 1) for c in here.calls] if left else []

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.listing import ListedCall, Listing
+from gradcheck.measure.checks.listing import Listing, behind
 from gradcheck.types.checks import Embeddings
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors
@@ -73,7 +73,7 @@ def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
     found.loss = float(loss.detach())
     whole = listing.of(loss)
     if whole is not None:
-        found.stopped = found.stopped or _has_cut(whole)
+        found.stopped = found.stopped or any(c.made for c in behind(whole))
     while whole is not None and whole.place is None:  # an effect of gradcheck's own
         whole = next((c for c in whole.calls if c.live), None)
     found.place = whole.place if whole is not None else None
@@ -83,19 +83,6 @@ def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
 def is_embedding(output: Any) -> bool:
     plain = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == 2
     return plain and output.shape[0] >= SAMPLES and output.shape[1] >= FEATURES
-
-
-def _has_cut(whole: ListedCall) -> bool:
-    seen: set[int] = set()
-    pending = [whole]
-    while pending:
-        call = pending.pop()
-        if call.made:
-            return True
-        if id(call) not in seen:
-            seen.add(id(call))
-            pending += call.calls
-    return False
 
 
 def _with_constant(copy: TrainingCopy, batch: Any, found: _Pass, seed: int) -> float:
@@ -136,12 +123,8 @@ def outermost(look: Any, given: Any = None) -> Iterator[None]:
         depth -= _holds_weights(module)
         return look(module, output) if depth == 0 and _holds_weights(module) else None
 
-    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
-    try:
+    with register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _holds_weights(module: nn.Module) -> bool:

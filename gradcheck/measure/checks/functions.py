@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.autograd import Function
 
+from gradcheck.types.checks import Intended
 from gradcheck.types.location import Location
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.source_sites import location_of_frame
@@ -24,8 +25,6 @@ MOST_CALLS = 12
 JUMPS = (1e-2, 3e-3, 1e-3, 1e-4)  # steps at which a discontinuous function moves by as much as at any other
 WAYS = 12  # directions that a jump is looked for in: a small tensor rarely crosses one
 STEEPER = 3.0  # times the slope nearby: more than any smooth function shows over such steps
-
-Intended = Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"]
 
 
 @dataclass

@@ -121,13 +121,10 @@ class ModuleStack:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        before = register_module_forward_pre_hook(self._enter)
-        after = register_module_forward_hook(self._leave, always_call=True)
         try:
-            yield
+            with register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave, always_call=True):
+                yield
         finally:
-            before.remove()
-            after.remove()
             self.running.clear()
 
     def _enter(self, module: nn.Module, args: Any) -> None:

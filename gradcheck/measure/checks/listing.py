@@ -108,6 +108,18 @@ def terms_of(call: ListedCall) -> Iterator[tuple[ListedCall, float]]:
             pending += [(source, factor * here.factor * share)] if source is not None else []
 
 
+def behind(call: ListedCall, depth: int = -1) -> Iterator[ListedCall]:
+    """A call and those that it was computed from; `depth`: so many operations back."""
+    seen: set[int] = set()
+    pending = [(call, depth)]
+    while pending:
+        here, left = pending.pop()
+        if id(here) not in seen:
+            seen.add(id(here))
+            yield here
+            pending += [(c, left - 1) for c in here.calls] if left else []
+
+
 def parts_of(call: ListedCall) -> list[tuple[torch.Tensor, ListedCall | None]]:
     """The summands, or the one tensor that a call scales or averages; none where it does something else."""
     pairs = list(zip(call.given, call.sources, strict=True))

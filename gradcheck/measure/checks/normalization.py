@@ -1,8 +1,6 @@
 """How good batch normalization's running statistics are after the probe: the loss with them against the loss without."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.recorded_calls import BATCH_NORMS, named
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.structure import Statistics
-from gradcheck.workload.training_copy import set_mode
+from gradcheck.workload.training_copy import restored, set_mode
 
 BATCHES = 4  # of the probe's, at most
 
@@ -56,7 +54,8 @@ def statistics(context: CheckContext) -> Statistics | None:
     batch_wise: list[float] = []
     initial: list[float] = []
     shifts: list[list[float]] = []
-    with _evaluating(model), torch.no_grad():
+    with restored(context.trained), torch.no_grad():
+        set_mode(model, False)
         for batch in context.workload.batches[:BATCHES]:
             with _BatchNorms(of_batch=False) as seen:
                 evaluated.append(float(context.trained.loss(batch)))
@@ -83,19 +82,3 @@ def _start_again(model: nn.Module, start: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if name in known and known[name].shape == buffer.shape:
             buffer.copy_(known[name])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with modes and buffers as they were on the way out."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    set_mode(model, False)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

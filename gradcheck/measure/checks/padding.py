@@ -13,7 +13,7 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
-from gradcheck.measure.checks.sequence import opening, site_of
+from gradcheck.measure.checks.sequence import Opening, opening, site_of
 from gradcheck.types.location import Location
 from gradcheck.types.sequence import Padding
 from gradcheck.workload.device import wide
@@ -34,7 +34,7 @@ Told = Literal["mask", "lengths", "index", "targets"]
 
 def padding(context: CheckContext) -> Padding | None:
     """None if nothing indicates padding at either end of the sequences. Raises Unmeasured when sequences cannot be cut."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     with evaluating(copy), torch.no_grad():
         inputs = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
         found = _padded(copy, inputs, context) if inputs is not None else None
@@ -184,17 +184,13 @@ class _Case:
         size = float(wide(torch.cat([b.reshape(-1) for _, b in pairs])).square().mean().sqrt())
         rows = wide(whole).reshape(-1, whole.shape[-1])
         spread = float((rows - rows.mean(0)).square().mean().sqrt())
-        lengths, length = self.padded.lengths, self.padded.length
-        found = Padding(
-            self.padded.told,
-            1 - sum(lengths) / (len(lengths) * length),
-            self._varies(),
-            len(chosen),
-            change if change > ROUNDING * size else 0.0,
-            spread,
-            pooled,
-        )
+        found = self._noun(len(chosen), change if change > ROUNDING * size else 0.0, spread, pooled)
         return self._located(found, chosen[0]) if found.effect > LOOKED_INTO else found
+
+    def _noun(self, sequences: int, change: float, spread: float, pooled: bool, **more: Any) -> Padding:
+        lengths = self.padded.lengths
+        share = 1 - sum(lengths) / (len(lengths) * self.padded.length)
+        return Padding(self.padded.told, share, self._varies(), sequences, change, spread, pooled, **more)
 
     def _blind(self, chosen: list[int]) -> bool:
         """Whether no output changes when the real places of a sequence get those of another one, and some does when the padding does."""
@@ -221,11 +217,9 @@ class _Case:
         return effects[0] <= ROUNDING < effects[1]
 
     def _inverted(self, chosen: list[int]) -> Padding:
-        lengths, length = self.padded.lengths, self.padded.length
-        with _Masks(length) as masks:
-            self._output(self._alone(chosen[0], length))
-        share = 1 - sum(lengths) / (len(lengths) * length)
-        found = Padding(self.padded.told, share, self._varies(), len(chosen), 1.0, 1.0, True, site=masks.last, inverted=True)
+        with _Masks(self.padded.length) as masks:
+            self._output(self._alone(chosen[0], self.padded.length))
+        found = self._noun(len(chosen), 1.0, 1.0, True, site=masks.last, inverted=True)
         located = self._located(found, chosen[0])
         return replace(located, site=masks.last or located.site)
 
@@ -248,26 +242,15 @@ class _Case:
         rows = wide(shown).reshape(-1, shown.shape[-1])
         size, moved = float(rows.square().mean().sqrt()), float(torch.nan_to_num(change).square().mean().sqrt())
         lengths, length = self.padded.lengths, self.padded.length
-        found = Padding(
-            self.padded.told,
-            1 - sum(lengths) / (len(lengths) * length),
-            self._varies(),
-            len(lengths),
-            moved if moved > ROUNDING * size else 0.0,
-            float((rows - rows.mean(0)).square().mean().sqrt()),
-            not places,
-            before=True,
-        )
+        spread = float((rows - rows.mean(0)).square().mean().sqrt())
+        found = self._noun(len(lengths), moved if moved > ROUNDING * size else 0.0, spread, not places, before=True)
         if found.effect <= LOOKED_INTO:
             return found
 
         def step(changed: bool) -> Any:
             return self._read(Reading(names, instead if changed else None))
 
-        place = opening(step, names, (length, length), -min(lengths), pooling=not places)
-        if place is None:
-            return found
-        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.copy.model, self.context.sites))
+        return self._placed(found, opening(step, names, (length, length), -min(lengths), pooling=not places))
 
     def _read(self, seen: Reading) -> torch.Tensor:
         with seen:
@@ -314,7 +297,9 @@ class _Case:
         def step(changed: bool) -> Any:
             return self._output(self._alone(row, places if changed else self.padded.length))
 
-        place = opening(step, names, (self.padded.length, places), places, pooling=True)
+        return self._placed(found, opening(step, names, (self.padded.length, places), places, pooling=True))
+
+    def _placed(self, found: Padding, place: Opening | None) -> Padding:
         if place is None:
             return found
         return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.copy.model, self.context.sites))

@@ -41,12 +41,7 @@ CHECKS: tuple[Check, ...] = (
     Check("regularization", "regularization", regularization.regularization, steps=lambda c: 1.0),
     Check("validation", "validation", validation.validation, steps=lambda c: len(c.workload.val_batches[: validation.MOST_BATCHES])),
     Check("recurrence", "recurrences", recurrence.recurrences, steps=lambda c: 0.3),
-    Check(
-        "samples",
-        "samples",
-        sample_gradients.sample_gradients,
-        steps=lambda c: 1.5 * c.more if c.compared is not None else 3.2,
-    ),
+    Check("samples", "samples", sample_gradients.sample_gradients, steps=lambda c: 1.5 * c.more if c.compared is not None else 3.2),
     Check("attention", "attentions", attention.measure, steps=lambda c: 0.3),
     Check("precision", "half", float16.measure, steps=lambda c: 2.0 if c.half else 0.0),
     Check("baseline", "baseline", validation.baseline, quick=True),

@@ -42,7 +42,7 @@ class Choice:
 
 def routers(context: CheckContext) -> tuple[Router, ...] | None:
     """None where no module holds anything that could be experts."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     groups = groups_of(copy.model)
     if not groups:
         return None

@@ -5,10 +5,10 @@ operation lets them meet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -101,14 +101,8 @@ def inputs_of(copied: TrainingCopy, batch: Any, *, collated: bool = False) -> In
         caught.append((args, kwargs))
         raise _Caught
 
-    handle = copied.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
-    try:
-        with torch.no_grad():
-            copied.loss(batch)
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_Caught), copied.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True), torch.no_grad():
+        copied.loss(batch)
     return _layout(caught[0], _target(copied.model, batch), collated) if caught else None
 
 
@@ -219,11 +213,8 @@ def shuffled(model: nn.Module, order: Sequence[int], rows: int) -> Iterator[None
         named = {k: v if k in TARGET_NAMES else _reordered(v, order, rows) for k, v in kwargs.items()}
         return new, named
 
-    handle = model.register_forward_pre_hook(shuffle, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(shuffle, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _reordered(value: Any, order: Sequence[int], rows: int) -> Any:
@@ -235,6 +226,7 @@ def _reordered(value: Any, order: Sequence[int], rows: int) -> Any:
     return pytree.tree_map(one, value)
 
 
+T = TypeVar("T")
 State = Literal["same", "own", "mixed", "spread"]  # spread: changed, and without an axis for the samples
 
 # Statistics over the batch, on which hand-written normalizations and discriminators rest.
@@ -293,15 +285,16 @@ class Seen(ActivationRecorder, ABC):
         """An operation has run: its name, its arguments, its result."""
 
 
-class _Remembering(Seen):
-    """The results of every operation, in order."""
+class Remembering(Seen, Generic[T]):
+    """What is kept of the results of every operation, in order."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], keep: Callable[[torch.Tensor], T]) -> None:
         super().__init__(names)
-        self.results: list[tuple[str, list[torch.Tensor]]] = []
+        self.keep = keep
+        self.results: list[tuple[str, list[T]]] = []
 
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
-        self.results.append((name, [t.detach().clone() for t in tensors_in(output)]))
+        self.results.append((name, [self.keep(t.detach()) for t in tensors_in(output)]))
 
 
 class _Comparing(Seen):
@@ -365,7 +358,7 @@ class _Comparing(Seen):
 def culprit(model: nn.Module, before: Any, after: Any, count: int, replaced: Sequence[int], dice: Any) -> Culprit | None:
     """The first operation whose result for a sample depends on others, from the arguments of two passes (`rows.Inputs`)."""
     names = {id(m): name for name, m in model.named_modules()}
-    remembering = _Remembering(names)
+    remembering = Remembering(names, torch.clone)
     before, after = before.requiring_grad(), after.requiring_grad()
     with torch.enable_grad():
         dice.throw()

@@ -4,6 +4,7 @@ where an embedding reads them, so that masks and lengths that a script derives f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.reading import FEWEST, IGNORED, Alignment, Asked, Reading, align
-from gradcheck.measure.checks.sample_axis import ROUNDING, Seen
+from gradcheck.measure.checks.sample_axis import ROUNDING, Remembering, Seen
 from gradcheck.types.location import Location
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from gradcheck.workload.device import wide
@@ -46,33 +47,14 @@ class _Print:
     longer: bool  # some axis holds the places and more: padded at its ends, or beside other tokens
 
 
-class _Printing(Seen):
-    """Takes the prints of every operation's results, with `length` places, of which the first `alike` are the same in both passes, or,
-    where that is negative, the last ones."""
-
-    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
-        super().__init__(names)
-        self.length, self.alike = length, alike
-
-    def prints(self, output: Any) -> list[_Print]:
-        return [_print(t.detach(), self.length, self.alike) for t in tensors_in(output)]
-
-
-class _Remembering(_Printing):
-    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
-        super().__init__(names, length, alike)
-        self.results: list[tuple[str, list[_Print]]] = []
-
-    def seen_operation(self, name: str, given: Any, output: Any) -> None:
-        self.results.append((name, self.prints(output)))
-
-
-class _Comparing(_Printing):
+class _Comparing(Seen):
     """Follows what has changed from operation to operation. `pooling`: what has no places has to be the same, too."""
 
-    def __init__(self, names: Mapping[int, str], length: int, alike: int, before: list[tuple[str, list[_Print]]], pooling: bool) -> None:
-        super().__init__(names, length, alike)
-        self.before, self.index, self.pooling = before, 0, pooling
+    def __init__(
+        self, names: Mapping[int, str], printed: Callable[[torch.Tensor], _Print], before: list[tuple[str, list[_Print]]], pooling: bool
+    ) -> None:
+        super().__init__(names)
+        self.printed, self.before, self.index, self.pooling = printed, before, 0, pooling
         self.changed: dict[int, tuple[torch.Tensor, Opening]] = {}  # results, and where their change comes from
         self.found: Opening | None = None  # of the last one, which is on the way to the output
         self.lost = False  # the passes took different paths
@@ -80,7 +62,7 @@ class _Comparing(_Printing):
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
         expected = self.before[self.index] if self.index < len(self.before) else ("", [])
         self.index += 1
-        now = self.prints(output) if not self.lost else []
+        now = [self.printed(t.detach()) for t in tensors_in(output)] if not self.lost else []
         self.lost = self.lost or expected[0] != name or [len(p.shape) for p in expected[1]] != [len(p.shape) for p in now]
         if self.lost:
             return
@@ -100,6 +82,7 @@ class _Comparing(_Printing):
 
 
 def _print(x: torch.Tensor, length: int, alike: int) -> _Print:
+    """Of a tensor with `length` places, of which the first `alike` are the same in both passes, or, where negative, the last ones."""
     upto = abs(alike)
     start = length - upto if alike < 0 else 0
     if x.is_complex():
@@ -146,10 +129,10 @@ def opening(
 
     `step(changed)` makes a pass; `lengths`: places in it as it is, and changed. With `pooling` results without places count as well.
     """
-    remembering = _Remembering(names, lengths[0], alike)
+    remembering = Remembering(names, partial(_print, length=lengths[0], alike=alike))
     with remembering:
         step(False)
-    comparing = _Comparing(names, lengths[1], alike, remembering.results, pooling)
+    comparing = _Comparing(names, partial(_print, length=lengths[1], alike=alike), remembering.results, pooling)
     with comparing:
         step(True)
     return comparing.found
@@ -170,7 +153,7 @@ TRACE = 1e-4  # of the effect on later places: leaks from which their origin is 
 
 def sequence(context: CheckContext) -> SequenceFacts:
     """Raises Unmeasured if two passes over the same tokens differ."""
-    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    copy = context.sound()
     with evaluating(copy), torch.no_grad():
         return _Case(context, copy).facts()
 

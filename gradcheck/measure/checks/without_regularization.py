@@ -3,7 +3,7 @@
 import ast
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -77,17 +77,13 @@ def seen_noise(copy: TrainingCopy, batch: Batch, sites: Callable[[str], Location
         name, module = stack[-1]
         return name if isinstance(module, nn.modules.dropout._DropoutNd) else f"{name}:dropout"
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m))))
-        handles.append(module.register_forward_hook(lambda *_: void(stack.pop()), always_call=True))
     noise = Noise(place=place)
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(lambda m, _, name=name: stack.append((name, m))))
+            hooks.enter_context(module.register_forward_hook(lambda *_: void(stack.pop()), always_call=True))
         with torch.no_grad(), noise:
             copy.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, module, rate in noisy_modules(model):
         if rate > 0 and module.training:
             noise.dropouts.setdefault(name, Dropout(name, rate, attention=isinstance(module, nn.MultiheadAttention)))
@@ -189,11 +185,8 @@ def without_weights(step: TrainingStep, model: nn.Module, batch: Batch, outputs:
 @contextmanager
 def recording(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
     """Appends what each call of the model returns, without its graph."""
-    handle = model.register_forward_hook(lambda _, __, output: outputs.append(map_structure(_detached, output)))
-    try:
+    with model.register_forward_hook(lambda _, __, output: outputs.append(map_structure(_detached, output))):
         yield
-    finally:
-        handle.remove()
 
 
 def _detached(value: Any) -> Any:
