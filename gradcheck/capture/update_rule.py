@@ -72,8 +72,7 @@ def _momentum(mu: float, ahead: bool) -> Direction:
 
 
 def _adam(first: float, second: float, eps: float, hat: bool = False) -> Direction:
-    """`hat`: epsilon is added before the bias is corrected, as in TensorFlow and Keras. torch's Adam stands for it: after the first hundreds
-    of steps they are the same."""
+    """`hat`: epsilon is added before the bias is corrected, as in Keras; torch's Adam, which soon does the same, stands for it."""
 
     def direction(g: Tensor, there: Tensor) -> Tensor:
         count = there.cumsum(0).clamp(min=1)
