@@ -38,6 +38,8 @@ def every_rule() -> Iterator[Rule]:
     for eps in EPSILONS:
         yield from (("RMSprop", {"alpha": alpha, "eps": eps}, 0.0, _rmsprop(alpha, eps)) for alpha in ALPHAS)
         yield from _adams(eps, 0.0)
+    for eps in EPSILONS[:2]:
+        yield from _adams(eps, 0.0, hat=True)
     yield "Adagrad", {}, 0.0, _adagrad
     for decay in DECAYS:
         yield from _momenta(decay)
@@ -48,8 +50,8 @@ def _momenta(decay: float) -> Iterator[Rule]:
     return (("SGD", {"momentum": mu, "nesterov": ahead}, decay, _momentum(mu, ahead)) for ahead in (False, True) for mu in MOMENTA)
 
 
-def _adams(eps: float, decay: float) -> Iterator[Rule]:
-    return (("Adam", {"betas": betas, "eps": eps}, decay, _adam(*betas, eps)) for betas in BETAS)
+def _adams(eps: float, decay: float, *, hat: bool = False) -> Iterator[Rule]:
+    return (("Adam", {"betas": betas, "eps": eps}, decay, _adam(*betas, eps, hat)) for betas in BETAS)
 
 
 def _recurrence(keep: float, take: float, values: Tensor, there: Tensor) -> Tensor:
@@ -69,12 +71,14 @@ def _momentum(mu: float, ahead: bool) -> Direction:
     return direction
 
 
-def _adam(first: float, second: float, eps: float) -> Direction:
+def _adam(first: float, second: float, eps: float, hat: bool = False) -> Direction:
+    """`hat`: epsilon is added before the bias is corrected, as in Keras; torch's Adam, which soon does the same, stands for it."""
+
     def direction(g: Tensor, there: Tensor) -> Tensor:
         count = there.cumsum(0).clamp(min=1)
         mean = _recurrence(first, 1 - first, g, there) / (1 - first**count)
         square = _recurrence(second, 1 - second, g * g, there) / (1 - second**count)
-        return mean / (square.sqrt() + eps)
+        return mean / (square.sqrt() + (eps / (1 - second**count).sqrt() if hat else eps))
 
     return direction
 

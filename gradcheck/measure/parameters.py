@@ -179,6 +179,7 @@ class StepWatch:
         self.before = _as_array(before)
         slopes = _as_array(downhill) if follows else None
         self.direction = slopes if step == 0 else None
+        self.along = self._along() if step == 0 and not several() else None
         self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
         self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w, slopes)) is not None}
 
@@ -203,6 +204,7 @@ class StepWatch:
         if factor == 1.0:
             return
         self.total_norm /= factor
+        self.along = [x / factor for x in self.along] if self.along else None
         self.gradient_norms = [None if n is None else n / factor for n in self.gradient_norms]
         self.gradient_maxima = [None if n is None else n / factor for n in self.gradient_maxima]
 
@@ -210,6 +212,13 @@ class StepWatch:
         """The gradient at the entries of each sample, zero where there is none."""
         pairs = zip(self.gradients, self.watched, strict=True)
         return [sampled_entries(g) if g is not None and g.numel() == _count(w.tensor) else torch.zeros_like(w.sampled()) for g, w in pairs]
+
+    def _along(self) -> list[float] | None:
+        if self.direction is None:
+            return None
+        sizes = [w.sampled().numel() for w in self.watched]
+        scales = [_count(w.tensor) / max(1, size) for w, size in zip(self.watched, sizes, strict=True)]
+        return _sums(self.before * self.direction, sizes, scales)
 
     def _pushed(self, i: int, w: Watched, slopes: Numbers | None) -> npt.NDArray[np.bool_] | None:
         """Parameters of half precision: which entries of the sample have a gradient."""
@@ -300,6 +309,7 @@ class StepWatch:
             duplicates,
             constant,
             unchanged,
+            self.along[i] if self.along and norm is not None else None,
         )
 
 

@@ -19,6 +19,7 @@ class ParameterStep:
     constant: bool = False  # all entries equal
     # Parameters of half precision: share of the entries with a gradient that the optimizer's step left exactly as they were.
     unchanged: float | None = None
+    along: float | None = None  # at step 0: product of parameter and gradient, estimated like update_ratio
 
 
 @dataclass(frozen=True)

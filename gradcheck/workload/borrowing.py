@@ -38,7 +38,7 @@ class BorrowedState:
     data: dict[int, torch.Tensor] = field(default_factory=dict)  # by id of the tensor
     gradients: dict[int, torch.Tensor | None] = field(default_factory=dict)
     trained: dict[int, bool] = field(default_factory=dict)  # requires_grad of leaves
-    attributes: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    attributes: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)  # of modules and parameters
     contents: list[tuple[Any, Any]] = field(default_factory=list)  # containers in the attributes, with shallow copies
     optimizer: torch.optim.Optimizer | None = None  # that goes with it
     aside: Pairs = field(default_factory=list)  # gradients and its state, emptied, with their values
@@ -134,7 +134,8 @@ class Borrowed:
         state.data = dict(zip(held, set_aside(list(held.values()), files=self._files), strict=True)) if self.spill else held
         state.gradients = {key: t.grad for key, t in self.tensors.items() if t.is_leaf}
         state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
-        state.attributes = [(m, dict(vars(m))) for m in self.modules]
+        parameters = [t for t in self.tensors.values() if type(t) is nn.Parameter]
+        state.attributes = [(x, dict(vars(x))) for x in (*self.modules, *parameters)]
         found = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
         state.contents = [(container, copy.copy(container)) for container in found.values()]
         if state is not self._theirs:

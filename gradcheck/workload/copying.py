@@ -96,16 +96,22 @@ def bind_copies(memo: Memo) -> None:
     while fresh := [twin for key, twin in memo.items() if key != id(memo) and id(twin) not in done]:
         for twin in fresh:
             done.add(id(twin))
+            memo.setdefault(id(twin), twin)  # a copy that wrapped its own methods anew refers to itself
             if not isinstance(twin, (torch.Tensor, types.FunctionType, types.ModuleType, type)) and not _is_empty_table(twin):
                 _bind_held(twin, memo)
 
 
 def _complete(memo: Memo) -> None:
-    """Puts back what torch's transforms of distributions leave out of their copies: an inverse needs the transform that it inverts."""
+    """Puts back what torch leaves out of its copies: attributes of parameters (per-sample gradients, marks for the optimizer), and of an
+    inverse transform of distributions the one that it inverts."""
     for original in list(memo.get(id(memo), ())):
         twin: Any = memo.get(id(original))
         if isinstance(original, _InverseTransform) and getattr(twin, "_inv", original) is None:
             twin._inv = copy.deepcopy(original._inv, memo)
+        elif isinstance(original, nn.Parameter) and isinstance(twin, nn.Parameter):
+            for name in vars(original).keys() - vars(twin).keys():
+                value = vars(original)[name]
+                setattr(twin, name, value.detach().clone() if isinstance(value, torch.Tensor) else _copied(value, memo))
 
 
 def _bind_held(twin: Any, memo: Memo) -> None:

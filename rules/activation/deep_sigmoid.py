@@ -32,11 +32,16 @@ def _stacks_behind(m: Measurement, functions: set[str | None]) -> list[list[Laye
     """The same for activations that one module or one line applies many times, told by the layers with weights before each."""
     gates = gate_makers(m)
     stacks: list[list[Layer]] = [[]]
+    depth = 0
     for x in in_order(m):
-        if x.kind in BODY_KINDS and x.activation in functions and x.name not in gates and not x.normalized and not x.residual:
+        weighted = x.kind in BODY_KINDS
+        if weighted and x.depth is not None and x.depth <= depth:
+            stacks.append([])  # beside the last
+        if weighted and x.activation in functions and x.name not in gates and not x.normalized and not x.residual:
             stacks[-1].append(x)
-        elif x.kind in BODY_KINDS or x.kind == "norm":
+        elif weighted or x.kind == "norm":
             stacks.append([])
+        depth = (x.depth or 0) if weighted else depth
     return stacks
 
 

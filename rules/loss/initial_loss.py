@@ -6,6 +6,8 @@ from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
+SAMPLE = 1024  # entries of a large parameter that its product with the gradient is estimated from (measure/parameters.py)
+
 
 @rule(
     "LOSS003",
@@ -36,7 +38,8 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The loss of the first step of the probe over chance, computed from the labels of the scan. Losses that are not known have no chance, and
     are not judged; nor are targets that a constant predicts almost perfectly. A regression whose targets are far from an output of usual
-    size is left to `unscaled-target`: no scaling of the head helps it.
+    size is left to `unscaled-target`: no scaling of the head helps it. Nor does it where the loss normalises the outputs and scales them
+    itself, with a margin, say (ArcFace): not judged either, when the head's weights have no part of the excess.
 
     ## Limits and their sources
     `ratio` 3: warning, unless the probe comes within `near-chance` 1.5 times chance in its first `steps` 10; then advice.
@@ -72,13 +75,15 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     first = m.probe.losses[0]
     if not (math.isfinite(first) and first > limits["ratio"] * chance) or _owed_to_the_targets(m, chance, limits["ratio"]):
         return []
+    head = next((x for x in reversed(m.layers) if x.head), None)
+    if head is not None and _owed_to_what_follows(m, head.name, first - chance):
+        return []
     ratio = first / chance
     start = [x for x in m.probe.losses[: int(limits["steps"]) + 1] if math.isfinite(x)]
     soon = next((i for i, x in enumerate(start) if x <= limits["near_chance"] * chance), None)
     made_up = not m.data.given and (not m.loss_given or any(c.function in REGRESSION_LOSSES for c in m.losses))
     severity: Severity = "info" if made_up or (soon is not None and ratio <= limits["strong_ratio"]) else "warning"
     course = f"it is near chance after {soon} steps" if soon is not None else f"after {len(start) - 1} steps it is {number(start[-1])}"
-    head = next((x for x in reversed(m.layers) if x.head), None)
     name = quoted(head.name) if head else "the last layer"
     return [
         found(
@@ -101,3 +106,14 @@ def _owed_to_the_targets(m: Measurement, chance: float, ratio: float) -> bool:
     size = math.hypot(call.input_mean, call.input_std)
     own = (size**2 if call.function == "mse_loss" else size) * (call.weight_in_total or 1.0)
     return own <= (ratio - 1) * chance
+
+
+def _owed_to_what_follows(m: Measurement, head: str, excess: float) -> bool:
+    """Whether the head's weights have little part in it. A loss that is convex in the outputs is above that of none by at most the product
+    of outputs and gradient, which is that of the head's parameters and theirs; of large ones it is known by a sample only.
+    """
+    steps = [(p.count, p.steps[0]) for p in m.parameters if p.layer == head and p.steps and p.steps[0].step == 0]
+    if not steps or any(s.along is None for _, s in steps):
+        return False
+    unsure = sum(s.norm * (s.gradient_norm or 0.0) for count, s in steps if count > SAMPLE) / math.sqrt(SAMPLE)
+    return sum(s.along or 0.0 for _, s in steps) + 2 * unsure < excess / 2

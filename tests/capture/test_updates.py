@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.capture.build import workload_of
+from gradcheck.capture.changes import LeafChange
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.together import joined
 from gradcheck.capture.trainings import tell_rules
+from gradcheck.capture.update_rule import recognised
 from gradcheck.workload.source_sites import record_sites
 
 Tensor = torch.Tensor
@@ -231,3 +233,16 @@ def test_what_is_handed_over_as_a_generator_is_there_for_torch() -> None:
         torch.autograd.backward(iter([F.cross_entropy(model(x), y)]))
     given = [p.grad for p in model.parameters()]
     assert all(torch.equal(a, b) for those in (found, through, given) for a, b in zip(wanted, those, strict=True))
+
+
+def test_adam_with_its_epsilon_before_the_bias_is_corrected() -> None:
+    """As Keras has it. The difference shows in weights with tiny gradients: the queries and keys of an attention that is still even."""
+    g = 1e-7 * torch.randn(12, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    m, v, changes = torch.zeros(20), torch.zeros(20), []
+    for t in range(12):
+        m, v = 0.9 * m + 0.1 * g[t], 0.999 * v + 0.001 * g[t] ** 2
+        rate = 1e-3 * (1 - 0.999 ** (t + 1)) ** 0.5 / (1 - 0.9 ** (t + 1))
+        changes.append(LeafChange(t, torch.ones(20), g[t], -rate * m / (v.sqrt() + 1e-7)))
+    rule = recognised([changes], [1e-12], [1.0] * 12)
+    assert rule is not None and (rule.kind, rule.settings["betas"]) == ("Adam", (0.9, 0.999))
+    assert rule.rates[0] == pytest.approx(1e-3)

@@ -67,3 +67,14 @@ class TestDeepSigmoid:
     def test_several_sigmoids_on_one_layer_are_not_a_stack(self):
         acts = tuple(layer(f"act.{i}", "activation", function="sigmoid", order=1 + i) for i in range(5))
         assert findings(deep_sigmoid, between(*acts, **FAILS)) == []
+
+    def test_nets_beside_each_other_that_a_solver_calls_often_are_no_stack(self):
+        """As the drift and diffusion nets of a stochastic differential equation: each layer is called at every step."""
+        layers = []
+        for net in range(4):
+            for i in range(2):
+                order = 10 * net + 3 * i
+                layers.append(layer(f"{net}.{i}", order=order, activation="softplus", depth=i + 1, calls=9))
+                layers.append(layer(f"{net}.{i}:act", "activation", function="softplus", order=order + 1, depth=i + 1, calls=9))
+        m = measurement(layers=(*layers, layer("head", order=99, head=True, depth=20)))
+        assert findings(deep_sigmoid, m) == []

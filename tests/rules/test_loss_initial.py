@@ -6,7 +6,7 @@ import pytest
 
 from gradcheck.rules.loss.initial_loss import initial_loss
 from gradcheck.types.measurement import Measurement
-from tests.literals import data, loss_call, measurement, run
+from tests.literals import data, loss_call, measurement, parameter, parameter_steps, run
 from tests.rules.models import CHANCE
 from tests.rules.verdicts import no_verdict, only, severities
 
@@ -56,3 +56,9 @@ class TestInitialLoss:
 
     def test_a_probe_without_steps_is_not_measured(self):
         assert no_verdict(initial_loss, measurement(probe=run((1.0,), name="probe").__class__("probe", ()))) == "not-measured"
+
+    @pytest.mark.parametrize(("along", "expected"), [(0.1, []), (22.0, ["warning"])])
+    def test_a_loss_that_scales_normalised_outputs_itself_is_no_fault_of_the_head(self, along, expected):
+        """ArcFace: the excess is 20.7; a head whose outputs are the logits has at least as much in the product with its gradient."""
+        head = parameter("fc2.weight", steps=parameter_steps(1.0, along=along))
+        assert severities(initial_loss, starting_at(10.0, parameters=(head,))) == expected

@@ -165,3 +165,34 @@ def test_empty_tables_are_made_and_not_copied(monkeypatch: pytest.MonkeyPatch) -
     assert twin[0].cache is twin[1].cache is not shared
     twin[0].register_forward_hook(lambda *_: None)
     assert not model[0]._forward_hooks and not twin[1]._forward_hooks
+
+
+class Metric(nn.Module):
+    """Wraps its own method on each instance, a copy included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrap()
+
+    def wrap(self) -> None:
+        self.update = functools.wraps(type(self).update)(lambda: self)
+
+    def update(self) -> Any: ...
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({k: v for k, v in state.items() if k != "update"})
+        self.wrap()
+
+
+def test_a_copy_that_wraps_its_methods_anew_is_copied_once() -> None:
+    net = nn.ModuleList([Metric()])
+    (twin,) = duplicate(net, net)
+    assert twin.update() is twin
+
+
+def test_attributes_of_parameters_are_copied() -> None:
+    net = nn.Linear(2, 2)
+    net.weight.scale, net.weight.seen = 0.5, []  # type: ignore[attr-defined]
+    twin: Any = duplicate(net, net)
+    twin.weight.seen.append(1)
+    assert twin.weight.scale == 0.5 and net.weight.seen == []  # type: ignore[attr-defined]
