@@ -42,7 +42,8 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 IGNORED = -100  # torch's default ignore_index
 _CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")
-_OPTIONS = ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target")
+_OPTIONS = ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target", "blank", "target_lengths")
+MOST_WEIGHTS = 100  # classes whose weights are noted
 _NAMES = (
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
     "poisson_nll_loss gaussian_nll_loss hinge_embedding_loss soft_margin_loss multilabel_soft_margin_loss multi_margin_loss "
@@ -97,8 +98,8 @@ class SeenLoss:
 def seen(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Location | None) -> SeenLoss | None:
     """Of a call of one of the LOSSES; None when it gets no tensor."""
     given = options_of(function, args, kwargs)
-    source = given.get("input")
-    target = given.get("target")
+    source = given.get("input", given.get("log_probs"))
+    target = given.get("target", given.get("targets"))
     if not isinstance(source, torch.Tensor):
         return None
     options = {k: given[k] for k in _OPTIONS if k in given}
@@ -201,10 +202,23 @@ def _target_facts(seen_loss: SeenLoss, shape: torch.Size, target: torch.Tensor) 
         facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
         if t.dim() > 1 and target.shape == shape and t.numel():
             facts["target_rows_off"] = ((t.sum(-1) - 1).abs() > 0.01).double().mean().item()
+    elif seen_loss.function == "ctc_loss":
+        facts |= {"target_kind": "none", "out_of_range": _blanks(target, seen_loss.options)}
+    weight = seen_loss.options.get("weight" if classes else "pos_weight")
+    if isinstance(weight, torch.Tensor) and weight.numel() <= (MOST_WEIGHTS if classes else 1):
+        facts["class_weights"] = tuple(weight.detach().double().reshape(-1).tolist())
     if seen_loss.function in ELEMENTWISE and target.shape != shape:
         with suppress(RuntimeError):  # shapes that do not broadcast: the call itself raises and says so
             facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, shape))
     return facts
+
+
+def _blanks(target: torch.Tensor, options: Mapping[str, Any]) -> int:
+    """How many of the labels that count are the blank of CTC."""
+    blank, lengths = options.get("blank", 0), torch.as_tensor(options.get("target_lengths", ()), device="cpu")
+    if target.dim() == 2:
+        target = target[torch.arange(target.shape[1], device="cpu") < lengths.reshape(-1, 1)]
+    return int((target == blank).sum())
 
 
 def ignored(options: Mapping[str, Any]) -> int:

@@ -41,8 +41,10 @@ class Dependence:
     # Mixing that is usually intended: statistics over the batch, relations of all samples to each other, choices by rank.
     meant: Literal["statistics", "relation", "routing"] | None = None
     ordered: bool = False  # what a sample gets depends on where in the batch it stands
+    misplaced: bool = False  # samples get the outputs of others of the batch, each to be found in another's row
     placed: bool = False  # copies of one sample get different values, from an operation that adds something of their places
     unordered: bool = False  # the order of a sequence changes nothing, and one row of a table is added to all of its positions
+    lost: bool = False  # parameters work on one of several inputs, and the outputs and the loss are the same whatever it holds
     certain: bool = True  # it is known which axis the samples are on
     input_effect: float | None = None  # relative change of the output when every sample gets another one's input
     trained_loss: float | None = None  # of the trained copy on its batches,

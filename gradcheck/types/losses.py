@@ -32,7 +32,9 @@ class LossCall:
     target_std: float | None = None
     target_rows_off: float | None = None  # share of the rows of probabilities, one for each unit, that do not sum to 1
     classes: int | None = None  # width of the class axis, for losses that have one
-    out_of_range: int = 0  # targets outside the loss's domain (class labels outside [0, classes), probabilities outside [0, 1])
+    # Targets outside the loss's domain: class labels outside [0, classes), probabilities outside [0, 1], blanks among labels of CTC.
+    out_of_range: int = 0
+    class_weights: tuple[float, ...] = ()  # one for each class, or the one of what is positive
     broadcast: tuple[int, ...] | None = None  # shape that input and target were broadcast to, when their shapes differ
     value: float | None = None
     chance: float | None = None  # loss of the best constant prediction for these targets

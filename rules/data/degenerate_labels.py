@@ -1,3 +1,5 @@
+import math
+import statistics
 from collections.abc import Sequence
 
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, probe_failure
@@ -8,6 +10,7 @@ from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule
 
+UNEVEN = 2.0  # of the largest class over the smallest: below it weights say nothing of frequencies
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 
@@ -19,6 +22,8 @@ BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
         "labels": Limit(16, "labels", "two balanced classes give 16 equal labels once in 32768 draws"),
         "imbalance": Limit(0.01, "of the most frequent class", "heuristic"),
         "majority": Limit(0.9, "of the labels", "heuristic: a constant prediction is right that often"),
+        "samples": Limit(100, "samples", "a class in one of 20 images is missed in so many once in 170 draws"),
+        "proportion": Limit(0.25, "of the exponent 1", "heuristic: weights by frequency have 1, by its inverse -1"),
         "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
         "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
     },
@@ -29,7 +34,8 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Labels that are all of one class; classes with less than a hundredth of the samples of the largest one; and data in
-    label order, so that a batch holds fewer classes than chance would give. A discriminator that is given one target for all.
+    label order, so that a batch holds fewer classes than chance would give. A discriminator that is given one target for all. Class weights
+    that are proportional to the frequencies, in place of their inverse.
 
     ## Why it matters
     With one class the model learns a constant. A class that hardly occurs can be ignored at no cost to the loss. Sorted batches pull
@@ -43,7 +49,9 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     the rarest class that occurs, over the most frequent one (heuristic); a warning where the most frequent one has
     `majority` 0.9 of all labels (heuristic), else info: weights for one of many classes cost accuracy on the others.
     `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show; an error where the probe
-    training failed. More than `most-classes` 100 classes, and labels for each token or pixel, are exempt. One target in all
+    training failed. More than `most-classes` 100 classes, and labels for each token or pixel, are exempt,
+    but for a single class in all of `samples` 100 samples. Weights whose logarithms rise with those of the frequencies by 1, within
+    `proportion` 0.25, are a warning. One target in all
     calls of a binary cross entropy, at least two of one net that is trained, is an error: the same output is best for all.
 
     ## When to ignore it
@@ -67,11 +75,17 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(SYNTHETIC)
     if _is_told_the_same(m):
         return [_told_the_same(m.losses)]
+    weighted = [f for f in (_by_frequency(m, call, limits["proportion"]) for call in m.losses) if f is not None][:1]
+    if weighted:
+        return weighted
     labels = required(m.data.labels, not_applicable("no class labels"))
     total = sum(labels.counts)
     dense = total + labels.ignored > m.data.batches * m.data.batch_size or any(
         c.target_kind == "classes" and len(c.target_shape) > 1 for c in m.losses
     )
+    samples = m.data.batches * m.data.batch_size
+    if dense and labels.classes > 1 and sum(n > 0 for n in labels.counts) == 1 and samples >= limits["samples"]:
+        return [_one_class(m, labels, total)]
     if labels.classes > limits["most_classes"] or dense:
         return not_applicable("labels of tokens, pixels or very many classes")
     if total < limits["labels"]:
@@ -105,6 +119,33 @@ def _told_the_same(calls: Sequence[LossCall]) -> Finding:
     )
 
 
+def _by_frequency(m: Measurement, call: LossCall, limit: float) -> Finding | None:
+    """Class weights that are proportional to how often the classes occur. None where they are not, or where all occur about as often."""
+    labels, weights, share = m.data.labels, call.class_weights, call.target_mean
+    counts: Sequence[float] = ()
+    if len(weights) == 1 and share is not None and 0 < share < 1 and call.function == BINARY[1]:
+        weights, counts = (1.0, *weights), (1 - share, share)
+    elif labels is not None and len(weights) == len(labels.counts):
+        counts = labels.counts
+    pairs = [(math.log(c), math.log(w)) for c, w in zip(counts, weights, strict=False) if c > 0 and w > 0]
+    if len(pairs) < 2 or max(c for c, _ in pairs) - min(c for c, _ in pairs) < math.log(UNEVEN):
+        return None
+    frequency, weight = zip(*pairs, strict=True)
+    exponent = statistics.linear_regression(frequency, weight).slope
+    if abs(exponent - 1) > limit or statistics.correlation(frequency, weight) < 1 - limit / 2:
+        return None
+    often = max(range(len(counts)), key=lambda i: counts[i])
+    return found(
+        "warning",
+        f"the class weights of {call.function} grow with how often a class occurs, with the power {number(exponent)} of its frequency (limit "
+        f"{number(1 - limit)}): class {often}, with {number(100 * counts[often] / sum(counts))} % of the labels, weighs the most, and the rare "
+        "classes are learned even less than without weights",
+        location=call.site,
+        evidence=(Evidence("power of the frequency that the weights follow", exponent, 1 - limit, ">="),),
+        remedies=(Remedy("balance-classes", "weight by the inverse: weight = count.sum() / count; pos_weight = negatives / positives"),),
+    )
+
+
 def _loss_site(m: Measurement) -> Location | None:
     return next((c.site for c in m.losses if c.target_kind == "classes" and c.site), None)
 
@@ -116,7 +157,10 @@ def _one_class(m: Measurement, labels: LabelFacts, total: int) -> Finding:
         "at least 2 classes needed): the model learns to predict that class always",
         location=_loss_site(m),
         evidence=Evidence("classes among the labels", 1, 2, "<"),
-        remedies=Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),
+        remedies=Remedy(
+            "fix-labels",
+            "check how labels are read: divided by 255 and made whole numbers, they become 0; if the data are in label order, shuffle them",
+        ),
         confirmed=BY_VALUE,
     )
 

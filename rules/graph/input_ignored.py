@@ -26,7 +26,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by
-    zero, cut off, or read where it holds nothing (padding). Sequences whose order makes no difference although a table of positions is
+    zero, cut off, or read where it holds nothing (padding). One of several inputs on which parameters work, and whose result nothing uses:
+    another variable stands where it belongs. Sequences whose order makes no difference although a table of positions is
     read, where one row of it is added to all positions.
 
     ## Why it matters
@@ -36,7 +37,9 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     After the probe training, in evaluation mode: samples of a batch are replaced by others, and the change of their output
     is taken relative to the output. When that is small, so in training mode as well, the loss is also measured with the
     inputs of each batch shuffled against its targets, in eight orders. Where a row of a table as long as the sequences is chosen by a
-    number of the program and added to all positions, the output is taken once more with the positions in another order.
+    number of the program and added to all positions, the output is taken once more with the positions in another order. Of several inputs
+    each is replaced alone: where all outputs and the loss are the same bit for bit, the last result that depends on it and on parameters is
+    named, if no operation takes it.
 
     ## Limits and their sources
     A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten
@@ -64,6 +67,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     d = m.dependence
     if d is not None and d.unordered:
         return [_unordered(m, d)]
+    if d is not None and d.lost:
+        return [_lost(m, d)]
     if d is None or d.input_effect is None:
         return not_measured("samples could not be told apart in the model's input and output")
     none = d.input_effect < limits["effect"]
@@ -92,6 +97,24 @@ def _unordered(m: Measurement, d: Dependence) -> Finding:
         location=d.site or layer_site(m, d.layer),
         evidence=Evidence("change of the output when the positions change places", 0.0, ORDER, "<=", "of the output"),
         remedies=Remedy("check-arguments", "take a row for each position: table[:, :length], with the colon", "advice"),
+    )
+
+
+def _lost(m: Measurement, d: Dependence) -> Finding:
+    return found(
+        "warning",
+        f"what is computed here of one of the model's inputs, the result of {d.operation}, is used by nothing (change of the outputs and of the "
+        "loss when that input changes: 0): another variable stands where it belongs",
+        layers=(d.layer,) if d.layer else (),
+        location=d.site or layer_site(m, d.layer),
+        evidence=[Evidence("change of the output when this input changes", 0.0, 0.0, "<=", "of the output")],
+        remedies=[
+            Remedy(
+                "check-arguments",
+                "follow it through the lines below: the variable that stands in its place, or the call that drops it",
+                "advice",
+            )
+        ],
     )
 
 

@@ -33,7 +33,7 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     replaced by others, and the outputs of those that stayed are compared. When they changed, both passes are compared operation
     by operation: the first result in which samples have met is blamed. Statistics over the batch (a normalization written by
     hand, minibatch discrimination), relations of all samples to each other, and choices by rank (sorting, routing) are advice
-    only, as is everything when it is not certain which axis the samples are on: with random data, without a target of as many
+    only, unless each output of a batch of copies of one sample is found in the row of another: sorted, and not put back. So is everything when it is not certain which axis the samples are on: with random data, without a target of as many
     rows, or when the second axis could be theirs as well and the batches were not stacked by a DataLoader. Where samples are
     not mixed, copies of one sample are given to the model: values of theirs that an addition, a product or a table makes
     different come from their positions in the batch.
@@ -71,7 +71,8 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     certain = d.certain and m.data.given
     if d.mixed <= limits["share"]:
         return [_placed(d, certain)] if d.placed else []
-    return [_mixing(d, "error" if certain and d.meant is None else "info", certain, limits["share"])]
+    wrong = certain and (d.meant is None or d.misplaced)
+    return [_mixing(d, "error" if wrong else "info", certain, limits["share"])]
 
 
 def _scrambled(s: Scramble) -> Finding:
@@ -121,7 +122,16 @@ def _mixing(d: Dependence, severity: Severity, certain: bool, limit: float) -> F
     operation = {"getitem": "an index"}.get(operation, operation)
     where = f"{operation or 'something'}{_place(d.layer)}" if operation or d.layer else "the model"
     sure = "" if certain else "if the samples are on the first axis, "
-    what = f": {_MEANT[d.meant]}" if d.meant else " and makes the model depend on what else is in a batch" if severity == "error" else ""
+    moved = ": samples get the outputs of others, in an order by rank that is not undone before they meet their targets"
+    what = (
+        moved
+        if d.misplaced
+        else f": {_MEANT[d.meant]}"
+        if d.meant
+        else " and makes the model depend on what else is in a batch"
+        if severity == "error"
+        else ""
+    )
     message = (
         f"{sure}{where} mixes the samples of a batch: when some are replaced, the output of the others changes by "
         f"{percent(d.mixed or 0.0)} as much (limit {percent(limit)}){what}"
@@ -132,6 +142,8 @@ def _mixing(d: Dependence, severity: Severity, certain: bool, limit: float) -> F
 
 def _unmix(d: Dependence, operation: str) -> Remedy:
     name = d.operation or ""
+    if d.misplaced:
+        return Remedy("keep-batch-axis", "put the results back: back = torch.argsort(order); output[back]", "unsafe")
     if name in _SEQUENCE:
         return Remedy("batch-first", f"create {d.layer or 'the layer'} with batch_first=True, or give it [time, batch, features]", "unsafe")
     if "softmax" in name or name == "normalize":

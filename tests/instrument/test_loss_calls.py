@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument.loss_calls import chance_level, floor_level, reduction_of, seen
+from gradcheck.instrument.loss_calls import chance_level, facts, floor_level, read, reduction_of, seen
 
 SOFT = torch.softmax(3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), 1)
 DENSE = torch.softmax(torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)), 1)
@@ -92,3 +92,22 @@ def test_options_given_by_position_are_known():
     assert torch.equal(call.options["weight"], torch.ones(4))
     assert reduction_of(F.mse_loss, (GREY, GREY, False), {}) == "sum"
     assert reduction_of(F.huber_loss, (GREY, GREY, "sum"), {}) == "sum"
+
+
+@pytest.mark.parametrize(
+    ("targets", "more", "blanks"),
+    [
+        ([[1, 2, 3], [1, 4, 0]], {}, 0),  # padded
+        ([[0, 2, 3], [1, 4, 0]], {}, 1),
+        ([1, 2, 3, 1, 0], {}, 1),  # one after another
+        ([[0, 2, 3], [1, 4, 0]], {"blank": 4}, 1),
+        ([[0, 2, 3], [1, 3, 0]], {"blank": 4}, 0),
+    ],
+)
+def test_labels_of_ctc_that_are_its_blank(targets, more, blanks):
+    probabilities = torch.randn(9, 2, 5).log_softmax(-1)
+    call = seen(F.ctc_loss, (probabilities, torch.tensor(targets), torch.tensor([9, 9]), torch.tensor([3, 2])), more, None)
+    assert call is not None
+    read([call])
+    found = facts(call, None, None, None)
+    assert (found.out_of_range, found.target_kind) == (blanks, "none")

@@ -38,6 +38,33 @@ class TestDegenerateLabels:
         ]
         assert severities(degenerate_labels, measurement(losses=tuple(calls))) == found
 
+    @pytest.mark.parametrize(("batches", "found"), [(24, []), (25, ["error"])])
+    def test_pixels_of_one_class_in_all_images(self, batches, found):
+        facts = data(
+            batches=batches, batch_size=4, labels=labels(classes=3, counts=(6400, 0, 0), classes_per_batch=(1,) * batches, maximum=0)
+        )
+        m = measurement(data=facts, losses=(loss_call(target_shape=(4, 8, 8)),))
+        assert (severities(degenerate_labels, m) if found else no_verdict(degenerate_labels, m)) == (found or "not-applicable")
+
+    @pytest.mark.parametrize(
+        ("weights", "found"),
+        [
+            ((2.4, 0.5, 0.1), ["warning"]),  # proportional to the counts
+            ((0.42, 2.0, 10.0), []),
+            ((1.0, 1.0, 1.0), []),
+            ((2.0, 1.0, 1.0), []),  # one class that matters more
+            ((2.4, 0.5), []),  # of another loss
+        ],
+    )
+    def test_weights_that_follow_the_frequencies(self, weights, found):
+        facts = data(batches=40, batch_size=40, labels=labels(classes=3, counts=(1200, 250, 50), classes_per_batch=(3,) * 40))
+        assert severities(degenerate_labels, measurement(data=facts, losses=(loss_call(class_weights=weights),))) == found
+
+    @pytest.mark.parametrize(("weight", "found"), [(0.11, ["warning"]), (9.0, []), (0.5, [])])
+    def test_a_weight_of_positives_that_follows_their_frequency(self, weight, found):
+        call = loss_call("binary_cross_entropy_with_logits", class_weights=(weight,), target_mean=0.1, target_kind="probabilities")
+        assert severities(degenerate_labels, measurement(losses=(call,))) == found
+
     def test_one_class_of_one_is_a_single_class_head(self):
         assert findings(degenerate_labels, labelled(classes=1, counts=(128,), classes_per_batch=(1, 1, 1, 1), maximum=0)) == []
 

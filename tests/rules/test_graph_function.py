@@ -137,6 +137,10 @@ class TestInputIgnored:
         m = depends(input_effect=9e-4, trained_loss=math.nan, shuffled_loss=2.0, standard_error=0.01)
         assert findings(input_ignored, m) == []
 
+    def test_one_of_several_inputs_that_nothing_uses(self):
+        f = only(input_ignored, depends(input_effect=0.5, lost=True, operation="reshape", site=location(20)))
+        assert f.severity == "warning" and f.location == location(20) and "the result of reshape, is used by nothing" in f.message
+
     def test_the_message_compares_the_losses(self):
         f = only(input_ignored, depends(input_effect=0.0, trained_loss=2.25, shuffled_loss=2.25, standard_error=0.0))
         assert "the loss is 2.25, and 2.25 with the inputs shuffled" in f.message

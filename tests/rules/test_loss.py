@@ -213,6 +213,10 @@ class TestLossDomain:
     def test_labels_within_range_pass(self):
         assert findings(loss_domain, measurement()) == []
 
+    def test_labels_of_ctc_that_are_its_blank(self):
+        f = only(loss_domain, calling(function="ctc_loss", out_of_range=3, target_shape=(8, 4), target_kind="none"))
+        assert f.severity == "error" and "3 of 32 labels of ctc_loss are its blank" in f.message
+
     def test_labels_out_of_range_are_an_error(self):
         f = only(loss_domain, calling(out_of_range=3, target_min=1.0, target_max=10.0, raised="IndexError: Target 10 is out of bounds."))
         assert f.severity == "error" and "3 of 32 targets" in f.message and "[0, 10)" in f.message and "Target 10" in f.message

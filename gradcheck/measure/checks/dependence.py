@@ -88,6 +88,8 @@ class _Case:
             found = self._placed(found, output, before, count)
         if not found.placed:
             found = self._unordered(found, output, before, count)
+        if not found.placed and not found.unordered:
+            found = self._lost(found, before, after)
         if effect is None or effect >= SMALL_EFFECT:
             return found
         effect = max(effect, self._effect_in_training(before, after, count, replaced))
@@ -144,6 +146,38 @@ class _Case:
         blind = bool((other - kept).abs().max() <= MIXED * output.abs().max())
         return replace(found, unordered=True, layer=culprit.layer, operation=culprit.operation, site=culprit.site) if blind else found
 
+    def _lost(self, found: Dependence, before: Inputs, after: Inputs) -> Dependence:
+        """Whether parameters work on one of several inputs, and neither an output nor the loss depends on it."""
+        pairs = list(enumerate(zip(before.leaves, after.leaves, strict=True)))
+        varying = [i for i, (a, b) in pairs if isinstance(a, torch.Tensor) and not torch.equal(a, b)]
+        for i in varying if len(varying) > 1 else ():
+            one = replace(before, leaves=tuple(b if k == i else a for k, (a, b) in pairs))
+            try:
+                if not self._equal_outputs(before, one) or not self._equal_losses(i):
+                    continue
+                culprit = sample_places.lost(self.model, before, one, self.dice)
+            except Exception:  # inputs that do not fit each other any more
+                continue
+            if culprit is not None:
+                return replace(found, lost=True, layer=culprit.layer, operation=culprit.operation, site=culprit.site)
+        return found
+
+    def _equal_outputs(self, one: Inputs, other: Inputs) -> bool:
+        outputs = []
+        for inputs in (one, other):
+            self.dice.throw()
+            with torch.no_grad():
+                outputs.append(list(tensors_in(inputs.run(self.model))))
+        first, second = outputs
+        return len(first) == len(second) and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def _equal_losses(self, leaf: int) -> bool:
+        """Of the first batch, and where every sample has the first one's value of this input."""
+        batch = (self.context.compared or self.context.workload).batches[0]
+        true = self._loss(batch)
+        with shuffled(self.model, [0] * self.all.rows, self.all.rows, leaf):
+            return self._loss(batch) == true
+
     # -------------------------------------------------------------------- who mixes
 
     def _located(
@@ -173,6 +207,7 @@ class _Case:
             meant = "relation"
         return replace(
             found,
+            misplaced=meant == "routing" and self._misplaced(before, output, count),
             certain=certain,
             ordered=ordered,
             layer=culprit.layer,
@@ -197,6 +232,26 @@ class _Case:
         limit = NOT_THE_SAME * seen.others
         misses = [float((b - a[order]).square().mean(1).sqrt().max()) for a, b in zip(_rows(output, kept), _rows(other, kept), strict=True)]
         return min(misses, default=0.0) > limit
+
+    def _misplaced(self, before: Inputs, output: torch.Tensor, count: int) -> bool:
+        """Whether what a sample gets in a batch of its copies stands in another's row, and no index among the outputs tells where."""
+        rows = as_rows(output, count, ())
+        if len(rows) != 1:
+            return False
+        others = 0
+        for i in range(count):
+            self.dice.throw()
+            with torch.no_grad():
+                results = list(tensors_in(before.taken([i] * count).run(self.model)))
+            alone = next((t for t in results if t.shape == output.shape), None)
+            if alone is None or any(not t.is_floating_point() and count in t.shape for t in results):
+                return False
+            (own,) = as_rows(alone, count, ())
+            far = (rows[0] - own[:1]).abs().amax(1) > MIXED * rows[0].abs().max()
+            if bool(far.all()):
+                return False
+            others += bool(far[i])
+        return others > 0
 
     def _independent_along(self, before: Inputs, output: torch.Tensor) -> bool:
         """Whether the entries of the second axis are independent of each other, as samples are in a model that takes time first."""

@@ -204,11 +204,15 @@ def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequ
 
 
 @contextmanager
-def shuffled(model: nn.Module, order: Sequence[int], rows: int) -> Iterator[None]:
-    """While active, the model gets its samples in another order; labels among its arguments stay."""
+def shuffled(model: nn.Module, order: Sequence[int], rows: int, leaf: int | None = None) -> Iterator[None]:
+    """While active, the model gets these of its samples, in this leaf of its arguments alone, or in all but labels."""
     names = forward_of(model).positional
 
     def shuffle(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if leaf is not None:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            leaves[leaf] = _reordered(leaves[leaf], order, rows)
+            return pytree.tree_unflatten(leaves, spec)
         new = tuple(a if i < len(names) and names[i] in TARGET_NAMES else _reordered(a, order, rows) for i, a in enumerate(args))
         named = {k: v if k in TARGET_NAMES else _reordered(v, order, rows) for k, v in kwargs.items()}
         return new, named

@@ -1,6 +1,7 @@
 """What the output for a sample owes to its place in the batch: copies of one sample, which all have to get the same.
 
-And what it owes to the order of a sequence's positions, where a table of positions is read at one of them only.
+And what it owes to the order of a sequence's positions, where a table of positions is read at one of them only, and what becomes of one of
+several inputs.
 """
 
 from collections.abc import Mapping
@@ -110,3 +111,47 @@ class _Rows(Seen):
         """Whether the row was spread over the positions."""
         axis = -2  # of the positions, before the features
         return total.dim() > 2 and total.shape[axis] == self.length and (row.dim() < 2 or row.shape[axis] == 1)
+
+
+def lost(model: nn.Module, before: Any, after: Any, dice: Any) -> Culprit | None:
+    """The last thing that is computed of what differs between two inputs, where parameters had a part in it and nothing uses it.
+
+    None where something takes it and gives the same for both: a factor of zero, a mask, a rounding.
+    """
+    first, second = _Kept(model), _Kept(model)
+    with torch.enable_grad():
+        for seen, inputs in ((first, before), (second, after)):
+            dice.throw()
+            with seen:
+                inputs.run(model)
+    if [(name, len(results)) for name, _, results, _ in first.results] != [(name, len(results)) for name, _, results, _ in second.results]:
+        return None
+    differing = {id(b) for a, b in zip(before.leaves, after.leaves, strict=True) if isinstance(b, torch.Tensor) and not _same(a, b)}
+    last: Culprit | None = None
+    for (_, _, old, _), (_, taken, new, culprit) in zip(first.results, second.results, strict=True):
+        fresh = {id(b) for a, b in zip(old, new, strict=True) if not _same(a, b)}
+        if new and not fresh and not differing.isdisjoint(taken):
+            return None
+        differing |= fresh
+        last = culprit if fresh else last
+    return last if last is not None and last.carries and last.floating else None
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+class _Kept(Seen):
+    """Every operation with what it took and gave, all of it kept alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__({id(m): name for name, m in model.named_modules()})
+        self.results: list[tuple[str, set[int], list[torch.Tensor], Culprit]] = []
+        self.held: list[Any] = []
+
+    def seen_operation(self, name: str, given: Any, output: Any) -> None:
+        results = list(tensors_in(output))
+        floating, carries = any(t.is_floating_point() for t in results), any(t.requires_grad for t in results)
+        culprit = Culprit(name, self.module_name, location_of_frame(caller()), carries, floating, ())
+        self.held.append(given)
+        self.results.append((name, {id(t) for t in tensors_in(given)}, results, culprit))

@@ -15,6 +15,7 @@ from gradcheck.measure.checks.dependence import dependence
 from gradcheck.measure.checks.sample_axis import as_rows, swaps
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dependence
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 
@@ -81,8 +82,8 @@ def step(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[0]).reshape(-1, CLASSES), batch[1].reshape(-1))
 
 
-def context(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> CheckContext:
-    w = Workload("test", model, data or batches(N, T, D), step, torch.optim.Adam(model.parameters(), 1e-3), **more)
+def context(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, loss: Any = step, **more: Any) -> CheckContext:
+    w = Workload("test", model, data or batches(N, T, D), loss, torch.optim.Adam(model.parameters(), 1e-3), **more)
     copy = fork(w)
     training = Trainer(copy, w.batches)
     training.train(steps, float("inf"))
@@ -279,3 +280,69 @@ def test_time_as_long_as_the_batch_and_first_in_the_output_is_not_taken_for_samp
 
     found = measured(TimeFirst(), [(torch.randn(6, 5, D), torch.randint(CLASSES, (6, 6)))])
     assert found.mixed == 0 and found.input_effect is not None and found.input_effect > 0.01
+
+
+def by_size(h: Tensor) -> Tensor:
+    return h.mean((1, 2)).argsort()
+
+
+class Sorted(Net):
+    def forward(self, x: Tensor) -> Any:
+        order = by_size(x)
+        y = super().forward(x[order])
+        return self.then(y, order)  # type: ignore[operator]
+
+
+MOVED: dict[str, tuple[Any, bool]] = {
+    "sorted": (lambda y, order: y, True),
+    "put back": (lambda y, order: y[order.argsort()], False),
+    "told where": (lambda y, order: (y, order), False),
+    "of rank": (lambda y, order: y[order.argsort()] + order.unsqueeze(1), False),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_outputs_in_the_rows_of_other_samples(name: str) -> None:
+    then, expected = MOVED[name]
+    model = Sorted(nn.Tanh())
+    model.then = then
+    assert measured(model, loss=lambda net, b: F.cross_entropy(first_tensor(net(b[0])), b[1])).misplaced is expected
+
+
+class Lookup(nn.Module):
+    """Of facts and of a question; `use` says what becomes of the question."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.facts, self.question, self.head, self.use = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, CLASSES), use
+        self.kept: Any = 0.0
+
+    def forward(self, facts: Tensor, question: Tensor) -> Any:
+        return self.use(self, self.facts(facts).mean(1), self.question(question).mean(1))
+
+
+def kept(net: Lookup, h: Tensor, q: Tensor) -> Tensor:
+    net.kept = q.square().mean()
+    return net.head(h)
+
+
+def ask(model: Lookup, batch: Any) -> Tensor:
+    output = model(*batch[:2])
+    return F.cross_entropy(output[0] if isinstance(output, tuple) else output, batch[2]) + model.kept
+
+
+LOST: dict[str, tuple[Any, bool]] = {
+    "another in its place": (lambda net, h, q: net.head(h + h), True),
+    "its size alone": (lambda net, h, q: net.head(h * q.view(-1, D).size(1)), True),
+    "used": (lambda net, h, q: net.head(h + q), False),
+    "a second output": (lambda net, h, q: (net.head(h), q), False),
+    "of no weight": (lambda net, h, q: net.head(h + 0.0 * q), False),
+    "a term of the loss": (kept, False),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_one_of_two_inputs_that_nothing_uses(name: str) -> None:
+    use, expected = LOST[name]
+    data = [(torch.randn(N, T, D), torch.randn(N, T, D), torch.randint(CLASSES, (N,))) for _ in range(2)]
+    assert measured(Lookup(use), data, loss=ask).lost is expected
