@@ -170,6 +170,23 @@ def test_what_counts_padding_is_named(model, operation):
     assert found[0].location.path.endswith("test_programs_padding.py")
 
 
+class Score(Last):
+    """One number for each sequence."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        return super().forward(tokens, lengths)[:, 0]
+
+
+def test_an_output_of_one_axis():
+    def score_loss(model: nn.Module, batch: Any) -> Tensor:
+        tokens, lengths, target = batch
+        return F.binary_cross_entropy_with_logits(model(tokens, lengths), target.float())
+
+    torch.manual_seed(0)
+    report = gradcheck.scan(Score(), sequences(), training_step=score_loss, steps=8, config={"select": ["SEQ"]})
+    assert [f.code for f in report.findings] == ["SEQ004"]
+
+
 def test_a_mask_that_is_inverted():
     found = scan(Inverted, sequences(20)).findings
     assert [(f.code, f.severity) for f in found] == [("SEQ004", "error")] and "inverted" in found[0].message

@@ -84,16 +84,18 @@ class Recurrent(nn.Module):
 class Scan(nn.Module):
     """A state space: h = a * h + u."""
 
-    def __init__(self) -> None:
+    def __init__(self, backwards: bool = False) -> None:
         super().__init__()
+        self.backwards = backwards
         self.decay, self.into = nn.Parameter(torch.linspace(-2, 2, WIDTH)), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         state, found = torch.zeros_like(x[:, 0]), []
-        for u in self.into(x).unbind(1):
+        way = -1 if self.backwards else 1
+        for u in self.into(x).unbind(1)[::way]:
             state = self.decay.sigmoid() * state + u
             found.append(state)
-        return torch.stack(found, 1)
+        return torch.stack(found[::way], 1)
 
 
 class Long(nn.Module):
@@ -384,6 +386,8 @@ def test_a_step_without_a_loss_in_evaluation_mode_is_no_failure():
 def test_a_summary_of_the_sequence_may_be_meant():
     """It is told from a layer whose places see each other, although it has such outputs as well."""
     assert [(f.code, f.severity) for f in scan(Latent, next_tokens).findings] == [("SEQ001", "warning")]
+    backwards = scan(lm(lambda: Scan(backwards=True)), next_tokens)  # no summary: it tells later places nothing of earlier ones
+    assert [(f.code, f.severity) for f in backwards.findings] == [("SEQ001", "error")]
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -76,7 +76,8 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     normalised embeddings over the samples times the root of their width (1 for points all around, 0 for one point), before
     training and after the probe; and the loss with one point, any point, in place of all of them. Where that is as low as
     the trained loss, one point is all that the loss asks for; a predictor on one side, with the gradient stopped on the other,
-    is then what can keep them apart, and where both are there nothing is said.
+    is then what can keep them apart, and where both are there nothing is said. The embeddings are what the outermost modules give
+    that give any; a teacher with its student's weights, shape by shape, is no predictor.
 
     ## Limits and their sources
     Samples: a distance (1 - cosine) below `sample-distance` 0.0001 is a warning, an error if the probe training

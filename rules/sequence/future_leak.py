@@ -55,7 +55,7 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     them or more it must differ from the token itself.
 
     A warning where later tokens come by way of a summary without positions, as the latent vector of an auto-encoder is whose
-    decoder is fed the tokens; an error otherwise.
+    decoder is fed the tokens; an error otherwise, also where earlier tokens change nothing later: that reads backwards.
 
     ## When to ignore it
     When looking ahead is part of the task although its targets are the next tokens, as in a correction of the input's order.

@@ -103,6 +103,32 @@ def test_something_does(loss, tmp_path, monkeypatch):
     assert "ACT004" not in codes(reports) and complaints(reports) == []
 
 
+class Pair(nn.Module):
+    """Both sides in one module, which gives back no embedding itself; `teacher`: the target is another net of the same kind."""
+
+    def __init__(self, teacher: bool, predicted: bool) -> None:
+        super().__init__()
+        online, target = (nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(2))
+        self.online, self.target = online, target.requires_grad_(False) if teacher else online
+        self.predictor = nn.Linear(8, 8) if predicted else nn.Identity()
+
+    def forward(self, a, b):
+        return F.cosine_similarity(self.predictor(self.online(a)), self.target(b).detach()).mean()
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("predicted", [False, True])
+def test_modules_in_a_model_that_returns_the_loss(teacher, predicted):
+    torch.manual_seed(0)
+    data = [torch.randn(64, 16) for _ in range(8)]
+    report = gradcheck.scan(
+        Pair(teacher, predicted), data, training_step=lambda m, x: 1 - m(x + 1, x), steps=8, config={"select": ["ACT004"]}
+    )
+    e = report.measurement.embeddings
+    assert (e is None) == predicted, e
+    assert e is None or (e.stopped and e.constant_loss < e.loss), e
+
+
 @pytest.mark.parametrize(("predicted", "expected"), [(False, 1), (True, 0)])
 def test_a_training_step_of_views(predicted, expected):
     """With a predictor on one side and the gradient stopped on the other, or with neither."""

@@ -1,6 +1,6 @@
 """Embeddings that are only compared with each other: whether one and the same point for all of them would satisfy the loss."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ POINTS = 3  # constants that are put in place of the embeddings: their mean, and
 
 @dataclass
 class _Pass:
-    """The outputs of the outermost modules in one pass, by the path of each."""
+    """The outputs of the outermost modules that give embeddings, in one pass, by the path of each."""
 
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     stopped: bool = False  # some value of a module goes into the loss without gradient
@@ -40,7 +40,8 @@ def embeddings(context: CheckContext) -> Embeddings | None:
     if context.targets or workload.loss is not None or names - inputs - workload.made:
         return None
     late = _taken(context.trained, batch)
-    if not late.outputs or (len(late.outputs) > 1 and late.stopped) or late.place is None:
+    alike = _kinds(context.trained.model, late) == 1
+    if not late.outputs or (late.stopped and not alike) or late.place is None:
         return None
     fresh = context.fork()
     early = _taken(fresh, batch)
@@ -48,7 +49,12 @@ def embeddings(context: CheckContext) -> Embeddings | None:
         return None
     start, end = (min(spread_of(torch.cat(x)) for x in found.outputs.values()) for found in (early, late))
     constant = max(_with_constant(context.trained, batch, late, seed) for seed in range(POINTS))
-    return Embeddings(start, end, early.loss, late.loss, constant, len(late.outputs) == 1 and late.stopped, late.place)
+    return Embeddings(start, end, early.loss, late.loss, constant, alike and late.stopped, late.place)
+
+
+def _kinds(model: nn.Module, found: _Pass) -> int:
+    """Of the modules that give embeddings; a teacher is of its student's kind."""
+    return len({tuple(p.shape for p in model.get_submodule(path).parameters()) for path in found.outputs})
 
 
 def spread_of(outputs: torch.Tensor) -> float:
@@ -58,18 +64,28 @@ def spread_of(outputs: torch.Tensor) -> float:
 
 
 def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
-    found = _Pass()
+    found, notes, marks = _Pass(), list[tuple[str, torch.Tensor]](), list[int]()
     paths = {id(m): name for name, m in copy.model.named_modules()}
 
-    def note(module: nn.Module, output: Any) -> Any:
-        if is_embedding(output):
-            found.outputs.setdefault(paths.get(id(module), ""), []).append(output)
-            found.stopped = found.stopped or not output.requires_grad
-        return output
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        mark = marks.pop()
+        if _holds_weights(module) and is_embedding(output):
+            notes[mark:] = [(paths.get(id(module), ""), output)]  # instead of those of the modules in it
 
+    handles = [
+        register_module_forward_pre_hook(lambda module, args: marks.append(len(notes))),
+        register_module_forward_hook(note, always_call=True),
+    ]
     listing = Listing()
-    with torch.enable_grad(), outermost(note), listing:
-        loss = copy.loss(batch)
+    try:
+        with torch.enable_grad(), listing:
+            loss = copy.loss(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, output in notes:
+        found.outputs.setdefault(path, []).append(output)
+        found.stopped = found.stopped or not output.requires_grad
     found.loss = float(loss.detach())
     whole = listing.of(loss)
     if whole is not None:
@@ -88,21 +104,25 @@ def is_embedding(output: Any) -> bool:
 def _with_constant(copy: TrainingCopy, batch: Any, found: _Pass, seed: int) -> float:
     """The loss with one point for all samples in place of each module's embeddings."""
     generator = torch.Generator().manual_seed(seed)
-    points: Mapping[str, torch.Tensor] = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}
+    points = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}
     first = next(iter(points.values()))
     if seed:  # one for all modules: any point would do
         other = torch.randn(first.shape, generator=generator, device="cpu").to(first)
         size = torch.cat(next(iter(found.outputs.values()))).detach().norm(dim=1).mean()
         points = dict.fromkeys(points, other / other.norm() * size)
-    paths = {id(m): name for name, m in copy.model.named_modules()}
+    by_module = {id(copy.model.get_submodule(path)): point for path, point in points.items()}
 
-    def replace(module: nn.Module, output: Any) -> Any:
-        point = points.get(paths.get(id(module), ""))
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        point = by_module.get(id(module))
         fits = is_embedding(output) and point is not None and point.shape == output.shape[1:]
-        return point.expand_as(output) + 0 * output if fits and point is not None else output
+        return point.expand_as(output) + 0 * output if fits and point is not None else None
 
-    with torch.no_grad(), outermost(replace):
-        return float(copy.loss(batch))
+    handle = register_module_forward_hook(replace)
+    try:
+        with torch.no_grad():
+            return float(copy.loss(batch))
+    finally:
+        handle.remove()
 
 
 @contextmanager

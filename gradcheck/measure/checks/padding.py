@@ -281,7 +281,8 @@ class _Case:
 
     def _output(self, inputs: Inputs) -> torch.Tensor:
         self.dice.throw()
-        return first_tensor(inputs.run(self.copy.model)).detach()
+        output = first_tensor(inputs.run(self.copy.model)).detach()
+        return output[:, None] if output.dim() == 1 and len(output) == inputs.rows else output  # one number for each sequence
 
     def _varies(self) -> bool | None:
         found = []

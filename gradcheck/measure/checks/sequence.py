@@ -251,7 +251,9 @@ class _Case:
         again = self._pass(start.batch)
         if not torch.equal(again.seen.answers[loss].logits, asked.logits):
             raise Unmeasured("the model gave different outputs for the same tokens and the same random numbers")
-        return self._located(found, start, read, a)
+        found = self._located(found, start, read, a)
+        backwards = found.pooled and not self._is_sequence(start, read, loss, a)  # a summary would tell later places of earlier ones
+        return replace(found, pooled=False) if backwards else found
 
     def _is_sequence(self, start: _Pass, read: int, loss: int, a: Alignment) -> bool:
         """Whether earlier places affect later ones: if not, it is one label per sample, as a generator is given."""
