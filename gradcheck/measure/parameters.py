@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Watched:
         self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
         self.exponents = stats.exponent_low, stats.exponent_counts, max(abs(stats.min), abs(stats.max))
 
-    def record(self) -> Parameter:
+    def record(self, site: Location | None) -> Parameter:
         t = self.tensor
         return Parameter(
             self.name,
@@ -84,7 +84,7 @@ class Watched:
             tuple(self.steps),
             self.lr,
             self.weight_decay,
-            None,
+            site,
             *self.exponents,
         )
 
@@ -148,7 +148,7 @@ def mark_moved(watched: Iterable[Watched], original: nn.Module) -> set[str]:
 def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
     """`model`: the user's, whose parameters have these places."""
     places = {name: sites.get(id(p)) for name, p in model.named_parameters()}
-    return tuple(replace(w.record(), site=places.get(w.name)) for w in watched)
+    return tuple(w.record(places.get(w.name)) for w in watched)
 
 
 class StepWatch:

@@ -136,7 +136,7 @@ class Borrowed:
         state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
         state.attributes = [(m, dict(vars(m))) for m in self.modules]
         found = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
-        state.contents = [(container, copy.copy(container)) for container in found.values()]
+        state.contents = [(container, copy.copy(container) if container else ()) for container in found.values()]
         if state is not self._theirs:
             state.aside = self._values(state)
             empty(state.aside)
@@ -150,7 +150,8 @@ class Borrowed:
             vars(module).clear()
             vars(module).update(attributes)
         for container, content in state.contents:
-            _fill(container, content)
+            if container or content:  # each module has ten tables that stay empty
+                _fill(container, content)
         for tensor in self.tensors.values() if self._files else ():
             if tensor.is_leaf:
                 tensor.grad = None  # before others take their memory
