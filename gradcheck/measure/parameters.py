@@ -15,7 +15,7 @@ from torch import nn
 
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import merge, spread
-from gradcheck.measure.equal_rows import EqualRows
+from gradcheck.measure.equal_rows import EqualRows, blocks
 from gradcheck.training.clip import as_real, gradient_of, mended, raw_norms
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
@@ -67,7 +67,7 @@ class Watched:
         self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
         self.exponents = stats.exponent_low, stats.exponent_counts, max(abs(stats.min), abs(stats.max))
 
-    def record(self, site: Location | None) -> Parameter:
+    def record(self, site: Location | None = None) -> Parameter:
         t = self.tensor
         return Parameter(
             self.name,
@@ -305,9 +305,14 @@ class StepWatch:
 
 def _extremes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Least and largest of each, [tensors] both. One pass: torch's infinity norm is ten times as slow."""
-    pairs = [ends(t) for t in tensors]
-    devices = {low.device for low, _ in pairs}
-    return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in side]) for side in zip(*pairs, strict=True)]
+    places, pairs = list[int](), list[tuple[torch.Tensor, ...]]()
+    for members, block in blocks(tensors):
+        places += members
+        found = ends(block.reshape(len(members), -1), 1) if len(members) > 1 else ends(block)
+        pairs.append(tuple(end.float().reshape(-1) for end in found))
+    devices, order = {low.device for low, _ in pairs}, torch.tensor(places, device="cpu").argsort()
+    sides = [torch.cat([e.cpu() if len(devices) > 1 else e for e in side]) for side in zip(*pairs, strict=True)]
+    return [side[order.to(side.device)] for side in sides]
 
 
 def _sums(values: Numbers, sizes: Sequence[int], scales: Sequence[float]) -> list[float]:
