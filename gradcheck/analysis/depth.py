@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from gradcheck.analysis.layer_groups import body, depths, trained_body
+from gradcheck.analysis.layer_groups import body, depths, once, trained_body
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.layers import Layer
 from gradcheck.types.location import Location
@@ -68,6 +68,7 @@ def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0, depth: Seq
     return [(float(i), math.log10(x)) for i, x in zip(places, sizes, strict=True) if x is not None and math.isfinite(x) and x > least]
 
 
+@once
 def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | None]]:
     """Norm of dL/d(output) of each trained body layer, in order; None where it was not measured or is not finite."""
     result: list[tuple[Layer, float | None]] = []
@@ -78,6 +79,7 @@ def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | N
     return result
 
 
+@once
 def gradient_trend(m: Measurement, step: int = 0) -> Trend:
     """Trend of log10 ||dL/dh_l|| over the depth of the body layers that the gradient is for."""
     sizes = [size for _, size in gradient_norms(m, step)]

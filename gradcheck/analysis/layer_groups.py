@@ -1,9 +1,10 @@
 """Questions about layers that several rules ask. Pure functions of a Measurement."""
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gradcheck.analysis.activations import UNIT
 from gradcheck.types.layers import Layer, LayerKind
@@ -13,11 +14,26 @@ from gradcheck.types.parameters import Parameter
 from gradcheck.types.structure import Norm
 
 Sited = TypeVar("Sited", "Layer", "Norm")
+Asked = TypeVar("Asked", bound=Callable[..., Any])
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
 GATES = UNIT - {"softmax"}
 SMALL_BATCH = 8  # samples: batch statistics of fewer are noise
 
 
+def once(question: Asked) -> Asked:
+    """Keeps each answer beside its measurement: rules ask the same again and again, which took seconds of 100,000 layers."""
+
+    @functools.wraps(question)
+    def asked(m: Measurement, *rest: Any) -> Any:
+        known, key = vars(m).setdefault("_known", {}), (question.__qualname__, *rest)
+        if key not in known:
+            known[key] = question(m, *rest)
+        return known[key]
+
+    return asked  # type: ignore[return-value]
+
+
+@once
 def body(m: Measurement) -> list[Layer]:
     """The layers that carry the signal, in order of their first call: linear, conv and recurrent ones.
 
@@ -27,6 +43,7 @@ def body(m: Measurement) -> list[Layer]:
     return [x for x in in_order(m) if x.kind in BODY_KINDS and not x.head and x.trained and x.name not in aside]
 
 
+@once
 def trained_body(m: Measurement) -> list[Layer]:
     """The body, up to the last layer with weights that the optimizer holds.
 
@@ -45,6 +62,7 @@ def depths(layers: Sequence[Layer]) -> list[int]:
     return [rank[x.depth or 0] for x in layers]
 
 
+@once
 def gate_makers(m: Measurement) -> frozenset[str]:
     """Layers that only make the factor of a sigmoid gate: [reduce, activation,] expand in squeeze-and-excitation.
 
@@ -66,16 +84,19 @@ def pooled(layer: Layer) -> bool:
     return layer.kind in BODY_KINDS and all(size == 1 for size in layer.output_shape[2:])
 
 
+@once
 def in_order(m: Measurement) -> list[Layer]:
     """All layers in order of their first call."""
     return sorted(m.layers, key=lambda x: x.order)
 
 
+@once
 def parameters_by_name(m: Measurement) -> dict[str, Parameter]:
     """Every parameter under each of its names; a tied one has several."""
     return {name: p for p in m.parameters for name in (p.name, *p.aliases)}
 
 
+@once
 def holders(m: Measurement) -> dict[str, Layer]:
     """The first layer that holds each parameter, by the parameter's first name."""
     known = parameters_by_name(m)

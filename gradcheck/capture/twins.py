@@ -98,7 +98,7 @@ def _copies(owners: Sequence[Owner]) -> Twins:
     memo: dict[int, Any] = {}
     for owner in owners:
         assert owner.copy is not None
-        memo |= memo_for(owner.copy)
+        memo_for(owner.copy, memo)
     modules = [copy.deepcopy(o.copy, memo) for o in owners]
     bind_copies(memo)
     tensors = {

@@ -61,7 +61,7 @@ class DataFlow:
 
     def live(self, node: Node) -> list[Node]:
         """Parents that carry activations: not parameters, nor views of them."""
-        return [p for p in parents(node) if not self._constant(p)]
+        return [p for p in self.graph.before(node) if not self._constant(p)]
 
     @staticmethod
     def _constant(node: Node) -> bool:

@@ -139,9 +139,11 @@ class FirstPassRecorder(ActivationRecorder):
         module = self.stack[-1][0] if self.stack else None
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []
-        cut = self._cut(function, args, kwargs, output)
+        graded = isinstance(output, torch.Tensor) and output.requires_grad  # then nothing is cut off
+        cut = None if graded else self._cut(function, args, kwargs, output)
         self._flow.follow((args, kwargs), output, id(cut) if cut is not None else None)
-        self._note_made(function, args, kwargs, output)
+        if not graded:
+            self._note_made(function, args, kwargs, output)
         return output
 
     def _note_made(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:

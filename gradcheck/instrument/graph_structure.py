@@ -36,10 +36,11 @@ class Graph:
 
     def __init__(self, root: Node) -> None:
         self.root = root
-        self.order = _topological(root)  # consumers before producers
+        self.parents: dict[Node, list[Node]] = {}  # asked for once: torch makes the answer anew each time
+        self.order = _topological(root, self.parents)  # consumers before producers
         self.consumers: dict[Node, list[Node]] = {node: [] for node in self.order}
         for node in self.order:
-            for parent in parents(node):
+            for parent in self.parents[node]:
                 self.consumers[parent].append(node)
         self.names = {node: kinds.node_name(node) for node in self.order}
         remember(self.order, len(self.order))
@@ -47,11 +48,15 @@ class Graph:
     def __contains__(self, node: Node) -> bool:
         return node in self.consumers
 
+    def before(self, node: Node) -> list[Node]:
+        """Its parents, also of a node that the loss does not depend on."""
+        return self.parents[node] if node in self.parents else parents(node)
+
     def between(self, end: Node, start: Node, most: int) -> set[Node]:
         """Nodes behind `end` up to `start`, which is a few steps away; `most` of them, about."""
         found, queue = {end}, [end]
         while queue and len(found) < most:
-            for parent in parents(queue.pop()):
+            for parent in self.before(queue.pop()):
                 if parent is not start and parent not in found and parent in self:
                     found.add(parent)
                     queue.append(parent)
@@ -89,7 +94,7 @@ class Graph:
         """Weighted layers on the longest way from the input to each node, itself included."""
         depth: dict[Node, int] = {}
         for node in reversed(self.order):
-            depth[node] = max((depth[p] for p in parents(node)), default=0) + (node in weighted)
+            depth[node] = max((depth[p] for p in self.parents[node]), default=0) + (node in weighted)
         return depth
 
     def _nets(self, calls: Iterable[Call], below: dict[Node, bool]) -> dict[Node, frozenset[int]]:
@@ -110,7 +115,7 @@ class Graph:
         behind: dict[Node, int] = {}
         for node in reversed(self.order):
             behind[node] = own.get(node, 0)
-            for parent in parents(node):
+            for parent in self.parents[node]:
                 behind[node] |= behind[parent]
         inside = [{layers[n] for n in layers if below[n] and ahead[n] >> i & 1} for i in range(len(heads))]
         net = _numbered(inside)
@@ -175,39 +180,43 @@ class _Walk:
                 self.activation = self.activation or kinds.NODE_ACTIVATIONS[name]
             return False
         if name in ("Add", "Sub"):
-            joined = [p for p in parents(node) if not hasattr(p, "variable")]
-            if len(joined) > 1:
+            if self._several(node):
                 self.residual = True
                 return False
             return True
         if name == "Mul":
-            if len([p for p in parents(node) if not hasattr(p, "variable")]) > 1:
+            if self._several(node):
                 self.gate = True
                 return False
             return True
         return name in kinds.NODE_TRANSPARENT
+
+    def _several(self, node: Node) -> bool:
+        """Whether it joins several activations."""
+        return sum(not hasattr(p, "variable") for p in self.graph.parents[node]) > 1
 
 
 def parents(node: Node) -> list[Node]:
     return [parent for parent, _ in node.next_functions if parent is not None]
 
 
-def _topological(root: Node) -> list[Node]:
-    """All nodes, each after every node that consumes it."""
+def _topological(root: Node, known: dict[Node, list[Node]]) -> list[Node]:
+    """All nodes, each after every node that consumes it. Their parents are filed in `known`."""
     pending: dict[Node, int] = {root: 0}
-    stack, found = [root], [root]
+    stack = [root]
     while stack:
-        for parent in parents(stack.pop()):
+        node = stack.pop()
+        known[node] = parents(node)
+        for parent in known[node]:
             if parent not in pending:
                 pending[parent] = 0
                 stack.append(parent)
-                found.append(parent)
             pending[parent] += 1
     order, ready = [], [root]
     while ready:
         node = ready.pop()
         order.append(node)
-        for parent in parents(node):
+        for parent in known[node]:
             pending[parent] -= 1
             if pending[parent] == 0:
                 ready.append(parent)

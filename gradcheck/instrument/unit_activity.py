@@ -1,6 +1,7 @@
 """Quantities of activations beyond the plain statistics: units that are never active, saturation, similarity."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,15 +77,17 @@ def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
         return None
     y = output.detach().reshape(-1)
     y = y[:: spread(len(y), SAMPLE)].float()
+    if y.is_cpu:  # numpy's calls take a fraction of the time of torch's
+        return torch.tensor(np.float32(np.count_nonzero(_flat(y.numpy(), function))) / np.float32(len(y)))
+    return _flat(y, function).float().mean()
+
+
+def _flat(y: Any, function: str) -> Any:
     if function in ("tanh", "softsign"):
-        flat = y.abs() > _TANH_FLAT
-    elif function == "sigmoid":
-        flat = (y - 0.5).abs() > 0.5 - _SIGMOID_FLAT
-    elif function == "hardtanh":
-        flat = y.abs() >= 1.0
-    else:
-        flat = (y <= 0.0) | (y >= 1.0)
-    return flat.float().mean()
+        return abs(y) > _TANH_FLAT
+    if function == "sigmoid":
+        return abs(y - 0.5) > 0.5 - _SIGMOID_FLAT
+    return abs(y) >= 1.0 if function == "hardtanh" else (y <= 0.0) | (y >= 1.0)
 
 
 def mean_cosine(rows: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import merge, spread
-from gradcheck.measure.equal_rows import EqualRows
+from gradcheck.measure.equal_rows import EqualRows, blocks
 from gradcheck.training.clip import as_real, gradient_of, mended, raw_norms
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
@@ -67,7 +67,7 @@ class Watched:
         self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
         self.exponents = stats.exponent_low, stats.exponent_counts, max(abs(stats.min), abs(stats.max))
 
-    def record(self) -> Parameter:
+    def record(self, site: Location | None = None) -> Parameter:
         t = self.tensor
         return Parameter(
             self.name,
@@ -84,7 +84,7 @@ class Watched:
             tuple(self.steps),
             self.lr,
             self.weight_decay,
-            None,
+            site,
             *self.exponents,
         )
 
@@ -148,7 +148,7 @@ def mark_moved(watched: Iterable[Watched], original: nn.Module) -> set[str]:
 def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
     """`model`: the user's, whose parameters have these places."""
     places = {name: sites.get(id(p)) for name, p in model.named_parameters()}
-    return tuple(replace(w.record(), site=places.get(w.name)) for w in watched)
+    return tuple(w.record(places.get(w.name)) for w in watched)
 
 
 class StepWatch:
@@ -315,9 +315,14 @@ class StepWatch:
 
 def _extremes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Least and largest of each, [tensors] both. One pass: torch's infinity norm is ten times as slow."""
-    pairs = [ends(t) for t in tensors]
-    devices = {low.device for low, _ in pairs}
-    return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in side]) for side in zip(*pairs, strict=True)]
+    places, pairs = list[int](), list[tuple[torch.Tensor, ...]]()
+    for members, block in blocks(tensors):
+        places += members
+        found = ends(block.reshape(len(members), -1), 1) if len(members) > 1 else ends(block)
+        pairs.append(tuple(end.float().reshape(-1) for end in found))
+    devices, order = {low.device for low, _ in pairs}, torch.tensor(places, device="cpu").argsort()
+    sides = [torch.cat([e.cpu() if len(devices) > 1 else e for e in side]) for side in zip(*pairs, strict=True)]
+    return [side[order.to(side.device)] for side in sides]
 
 
 def _sums(values: Numbers, sizes: Sequence[int], scales: Sequence[float]) -> list[float]:

@@ -137,7 +137,7 @@ class Borrowed:
         parameters = [t for t in self.tensors.values() if type(t) is nn.Parameter]
         state.attributes = [(x, dict(vars(x))) for x in (*self.modules, *parameters)]
         found = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
-        state.contents = [(container, copy.copy(container)) for container in found.values()]
+        state.contents = [(container, copy.copy(container) if container else ()) for container in found.values()]
         if state is not self._theirs:
             state.aside = self._values(state)
             empty(state.aside)
@@ -151,7 +151,8 @@ class Borrowed:
             vars(module).clear()
             vars(module).update(attributes)
         for container, content in state.contents:
-            _fill(container, content)
+            if container or content:  # each module has ten tables that stay empty
+                _fill(container, content)
         for tensor in self.tensors.values() if self._files else ():
             if tensor.is_leaf:
                 tensor.grad = None  # before others take their memory

@@ -6,6 +6,7 @@ bound to the copies wherever a copied object holds them.
 import collections
 import copy
 import functools
+import itertools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +23,17 @@ T = TypeVar("T")
 Memo = dict[int, Any]  # id(original) -> its copy, as `copy.deepcopy` keeps it
 
 _CONTAINERS = (list, dict, set, collections.OrderedDict, collections.defaultdict, collections.deque)
+_TABLES = frozenset((dict, collections.OrderedDict, set))
+_ATOMS = frozenset((bool, int, float, str, type(None)))
+_PLAIN = _ATOMS | {torch.Tensor, nn.Parameter}  # what holds no functions
+_COPIED_BY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
 _DEPTH = 3  # of containers in an attribute in which tensors are looked for
 _FEW = 1000  # items: longer containers hold data, not modules
 
 
 def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
     """A deep copy of `value`, a structure that holds `model`. Raises TargetError when something in it cannot be copied."""
-    memo = {} if memo is None else memo
-    memo |= memo_for(model)
+    memo = memo_for(model, memo)
     with copying():
         twin = copy.deepcopy(value, memo)
         require_parts(model, memo)
@@ -43,25 +47,61 @@ def require_parts(model: nn.Module, memo: Memo) -> None:
         raise TargetError("it makes its copies itself, without saying which weight of a copy is which")
 
 
-def memo_for(model: nn.Module) -> Memo:
-    """A memo with what torch refuses to copy: tensors that are not leaves (old weight_norm keeps one, a recurrent net its state). And with
-    empty tables: each module has ten of them, for hooks, and `copy.deepcopy` takes half of its time for them."""
-    kept: list[torch.Tensor] = []
-    memo: Memo = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if _is_empty_table(value):
-                memo[id(value)] = type(value)()
-            elif isinstance(value, (torch.Tensor, list, tuple, dict)):
-                kept += [t for t in _tensors(value, _DEPTH) if not t.is_leaf]
+def memo_for(model: nn.Module, memo: Memo | None = None) -> Memo:
+    """A memo, or more for a given one, with what torch refuses to copy: tensors that are not leaves (old weight_norm keeps one, a recurrent
+    net its state). And with what takes `copy.deepcopy` most of its time: empty tables, of which each module has ten, for hooks, and modules
+    that hold parameters, numbers and words only. Raises TargetError.
+    """
+    memo, kept = {} if memo is None else memo, list[torch.Tensor]()
+    modules = [m for m in model.modules() if id(m) not in memo]
+    usual = all(map(_is_usual, set(map(type, modules)))) and not any("__deepcopy__" in vars(m) for m in modules)
+    with copying():
+        for module in modules:
+            state = _state(module, memo, kept)
+            if usual and state is not None:
+                memo[id(module)] = _reconstruct(module, state, memo)
     if any(map(is_freed, kept)):
         raise TargetError("it gives the memory of its parameters back between passes, as FullyShardedDataParallel does")
-    return memo | {id(t): t.detach().clone() for t in kept}
+    for tensor in kept:
+        memo[id(tensor)] = tensor.detach().clone()
+    return memo
+
+
+def _state(module: nn.Module, memo: Memo, kept: list[torch.Tensor]) -> dict[str, Any] | None:
+    """That of its copy, but with the parameters themselves; None if more is in it than these, numbers and words. Files empty tables and
+    tensors that are not leaves."""
+    state: dict[str, Any] | None = {}
+    for name, value in vars(module).items():
+        if _is_empty_table(value):
+            value = memo.setdefault(id(value), type(value)())
+        elif type(value) not in _ATOMS and not (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
+            if name != "_parameters" or not all(p is None or (type(p) is nn.Parameter and p.is_leaf) for p in value.values()):
+                state = None
+            if isinstance(value, (torch.Tensor, list, tuple, dict)):
+                kept += [t for t in _tensors(value, _DEPTH) if not t.is_leaf]
+        if state is not None:
+            state[name] = value
+    return state
+
+
+def _reconstruct(x: nn.Module, state: dict[str, Any], memo: Memo) -> nn.Module:
+    """Named as the function that `copy.deepcopy` does it with: `source_sites` knows both."""
+    twin = type(x).__new__(type(x))
+    if held := x._parameters:
+        state["_parameters"] = memo[id(held)] = {name: None if p is None else p.__deepcopy__(memo) for name, p in held.items()}
+    twin.__setstate__(state)
+    return twin
+
+
+def _is_usual(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class are copied as torch's are."""
+    same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPIED_BY)
+    return same and not any(vars(c).get("__slots__") for c in kind.__mro__)
 
 
 def _is_empty_table(value: Any) -> bool:
     """Whether it is a dictionary or set that holds nothing, attributes included."""
-    return type(value) in (dict, collections.OrderedDict, set) and not value and not getattr(value, "__dict__", None)
+    return type(value) in _TABLES and not value and not getattr(value, "__dict__", None)
 
 
 def _tensors(value: Any, depth: int) -> Iterator[torch.Tensor]:
@@ -92,12 +132,14 @@ def copying() -> Iterator[None]:
 def bind_copies(memo: Memo) -> None:
     """Binds the functions that copied objects hold to the copies; what only such functions refer to is copied on the way."""
     _complete(memo)
-    done: set[int] = set()
-    while fresh := [twin for key, twin in memo.items() if key != id(memo) and id(twin) not in done]:
-        for twin in fresh:
-            done.add(id(twin))
-            memo.setdefault(id(twin), twin)  # a copy that wrapped its own methods anew refers to itself
-            if not isinstance(twin, (torch.Tensor, types.FunctionType, types.ModuleType, type)) and not _is_empty_table(twin):
+    start = 0
+    while start < len(memo):  # what is copied on the way comes at its end
+        fresh, start = list(itertools.islice(memo.items(), start, None)), len(memo)
+        for key, twin in fresh:
+            if key in (id(twin), id(memo)) or type(twin) in _PLAIN or _is_empty_table(twin):
+                continue
+            if not isinstance(twin, (torch.Tensor, types.FunctionType, types.ModuleType, type)):
+                memo.setdefault(id(twin), twin)  # a copy that wrapped its own methods anew refers to itself
                 _bind_held(twin, memo)
 
 
@@ -161,7 +203,7 @@ def _copied(value: Any, memo: Memo) -> Any:
     if isinstance(value, (types.FunctionType, functools.partial)):
         return bound(value, memo)
     if isinstance(value, nn.Module):
-        memo |= memo_for(value) | memo
+        memo_for(value, memo)
     holds_state = isinstance(value, (nn.Module, nn.Parameter, torch.optim.Optimizer, types.MethodType))
     if holds_state or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
         return copy.deepcopy(value, memo)

@@ -284,12 +284,15 @@ def _first_argument(frame: FrameType) -> Any:
     return None
 
 
+_COPIERS = ("copy", "gradcheck.workload.copying")
+
+
 def _copied_from(frame: FrameType | None) -> nn.Module | None:
     """The module that `copy.deepcopy` is copying when it restores the state of the copy."""
     for _ in range(_FOREIGN_FRAMES):
         if frame is None:
             return None
-        if frame.f_code.co_name == "_reconstruct" and frame.f_globals.get("__name__") == "copy":
+        if frame.f_code.co_name == "_reconstruct" and frame.f_globals.get("__name__") in _COPIERS:
             original = frame.f_locals.get("x")
             return original if isinstance(original, nn.Module) else None
         frame = frame.f_back

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradcheck.analysis import depth
 from gradcheck.analysis.activations import GAINS
 from gradcheck.analysis.depth import Trend, forward_trend, gradient_norms, gradient_trend, largest_drop, log_sizes, trend
 from gradcheck.analysis.layer_groups import (
@@ -185,3 +186,11 @@ class TestLayers:
     def test_a_gated_linear_unit_is_part_of_the_body(self):
         unit = (layer("up", order=0), layer("gate", order=1), layer("act", "activation", function="silu", order=2, gate=True))
         assert [x.name for x in body(measurement(layers=unit))] == ["up", "gate"]
+
+
+def test_what_several_rules_ask_of_a_measurement_is_found_out_once(monkeypatch):
+    m = measurement(layers=tuple(layer(f"l{i}", order=i) for i in range(3)))
+    asked = []
+    monkeypatch.setattr(depth, "depths", lambda layers: asked.append(layers) or list(range(len(layers))))
+    assert gradient_trend(m) is gradient_trend(m) and body(m) is body(m) and len(asked) == 1
+    assert body(replace(m, layers=m.layers[:1])) == body(m)[:1] and m == replace(m)

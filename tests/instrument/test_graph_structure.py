@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.instrument import graph_structure
 from gradcheck.instrument.activation_recorder import ActivationRecorder
 from gradcheck.instrument.graph_structure import Downstream, Graph, producer
 
@@ -123,3 +124,15 @@ def test_a_layer_that_the_loss_does_not_depend_on_is_not_trained():
 def test_the_function_that_made_a_tensor(make, expected):
     x = torch.randn(4, 6).requires_grad_()
     assert producer(make(x))[0] == expected
+
+
+def test_the_parents_of_a_node_are_asked_for_once(monkeypatch):
+    asked = []
+    ask = graph_structure.parents
+    monkeypatch.setattr(graph_structure, "parents", lambda node: asked.append(node) or ask(node))
+    model, x = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))), torch.randn(3, 4)
+    with (taps := ActivationRecorder({id(m): n for n, m in model.named_modules()})):
+        loss = (model(x) + x).square().sum()
+    graph = Graph(loss.grad_fn)
+    graph.fates(taps.calls)
+    assert len(asked) == len(graph.order)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import gradcheck
+from gradcheck.measure import equal_rows as equal_rows_of
+from gradcheck.measure import parameters
 from gradcheck.measure.equal_rows import EqualRows
 from gradcheck.measure.parameters import SAMPLE, StepWatch, watch
 from gradcheck.training.clip import total_norm
@@ -194,6 +196,24 @@ def test_lazy_and_empty_parameters_are_passed_over() -> None:
     watched = watch(model, optimizer)
     assert {w.name for w in watched} == {"1.weight", "1.bias"}
     assert StepWatch(watched, 0, look_at_rows=True).after() is None
+
+
+def test_small_gradients_and_weights_of_one_shape_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)), nn.Linear(3, 5), nn.Linear(5, 100), nn.Linear(100, 100))
+    with torch.no_grad():
+        model[7].weight[1] = model[7].weight[0]
+    model(torch.randn(4, 3)).square().sum().backward()
+    model[7].weight.grad[1] = model[7].weight.grad[0]
+    looks = []
+    for module in (equal_rows_of, parameters):
+        monkeypatch.setattr(module, "ends", lambda *a, look=module.ends: looks.append(a) or look(*a))
+    watched = watch(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    step = StepWatch(watched, 0, look_at_rows=True)
+    step.after()
+    assert len(looks) == 7 + 4 + 1  # shapes of the gradients, of the matrices, and the gradient of the one with equal rows
+    found = {w.name: g for w, g in zip(step.watched, step.gradient_maxima, strict=True)}
+    assert found == {n: p.grad.abs().max().item() for n, p in model.named_parameters()}
+    assert {w.name: w.steps[0].duplicate_units for w in watched if w.steps[0].duplicate_units} == {"7.weight": 2 / 3}
 
 
 def equal_rows(pair: tuple[torch.Tensor, torch.Tensor | None]) -> tuple[float, bool]:

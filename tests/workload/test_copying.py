@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradcheck.errors import TargetError
-from gradcheck.workload.copying import bound, duplicate
+from gradcheck.workload.copying import bound, duplicate, memo_for
 
 
 class Base(nn.Module):
@@ -161,7 +161,7 @@ def test_empty_tables_are_made_and_not_copied(monkeypatch: pytest.MonkeyPatch) -
     rebuild = copy._reconstruct  # type: ignore[attr-defined]
     monkeypatch.setattr(copy, "_reconstruct", lambda *a, **k: rebuilt.append(a) or rebuild(*a, **k))
     twin = duplicate(model, model)
-    assert len(rebuilt) == count + 1  # the modules; each has ten tables
+    assert len(rebuilt) == 1  # the one that holds the others; each has ten tables
     assert twin[0].cache is twin[1].cache is not shared
     twin[0].register_forward_hook(lambda *_: None)
     assert not model[0]._forward_hooks and not twin[1]._forward_hooks
@@ -196,3 +196,22 @@ def test_attributes_of_parameters_are_copied() -> None:
     twin: Any = duplicate(net, net)
     twin.weight.seen.append(1)
     assert twin.weight.scale == 0.5 and net.weight.seen == []  # type: ignore[attr-defined]
+
+
+def test_layers_copied_one_root_after_another_share_what_the_originals_share() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    two.weight = one.weight
+    memo = memo_for(one)
+    memo_for(two, memo)
+    first, second = copy.deepcopy([one, two], memo)
+    assert first.weight is second.weight is not one.weight and second.bias is not two.bias
+    assert first.weight.equal(one.weight) and first.training and not first._forward_hooks
+
+
+def test_which_weight_is_which_is_not_guessed_of_a_model_that_copies_itself() -> None:
+    class Remade(nn.Sequential):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            return Remade(nn.Linear(2, 2))
+
+    with pytest.raises(TargetError, match="which weight of a copy is which"):
+        duplicate(model := Remade(nn.Linear(2, 2)), model)
