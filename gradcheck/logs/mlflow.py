@@ -32,15 +32,13 @@ def read_database(path: Path) -> Table:
     table = Table(FORMAT)
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
-            found = [name for (name,) in base.execute(_RUNS)]
+            found = [name for (name,) in base.execute(_RUNS)] or [""]
             if len(found) > 1:
                 table.format = f"{FORMAT}, the newest of {len(found)}"
-            rows = base.execute(
-                "select key, step, value, is_nan from metrics where run_uuid = ? order by step, timestamp", found[:1] or [""]
-            )
+            rows = base.execute("select key, step, value, is_nan from metrics where run_uuid = ? order by step, timestamp", found[:1])
             for key, step, value, is_nan in rows:
                 table.add(key, float(step), float("nan") if is_nan else value)
-            table.settings |= dict(base.execute("select key, value from params where run_uuid = ?", found[:1] or [""]))
+            table.settings |= dict(base.execute("select key, value from params where run_uuid = ?", found[:1]))
     except sqlite3.Error as error:
         raise ConfigError(f"{path} is not a database of MLflow: {error}", hint="name mlflow.db, or the folder of a run") from error
     return table
