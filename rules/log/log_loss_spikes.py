@@ -43,9 +43,9 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
     a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of
-    the way back to the first level: a bad shard of the data looks so. Others are advice. So are, in a run that is watched, all
-    that come back: targets that are renewed now and then, as in Q-learning, make them; and those of a log with rewards. Where the rate rises to `faster` (1.5)
-    times what it was, the schedule is the reason.
+    the way back to the first level: a bad shard of the data looks so. Others are advice. So are all in
+    a log with rewards, and, in a run that is watched, all that come back: targets that are renewed now and then, as in Q-learning,
+    make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is the reason.
 
     ## When to ignore it
     When the data change at that step on purpose.
