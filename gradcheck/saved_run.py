@@ -85,7 +85,8 @@ def _report(path: Path, data: object) -> Report:
 
 
 def _wrong_shape(path: Path, what: str) -> SavedRunError:
-    return SavedRunError(f"{path} is not a saved run of gradcheck ({what})", hint="a saved run comes from `--output json:PATH`")
+    hint = "a saved run comes from `--output json:PATH`; of another program, name the log that has a value a step, not its summary"
+    return SavedRunError(f"{path} is not a saved run of gradcheck ({what})", hint=hint)
 
 
 def shaped(kind: type[T], data: object) -> T:

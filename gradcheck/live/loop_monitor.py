@@ -37,6 +37,7 @@ from gradcheck.workload.ranks import join
 
 MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps only
 OWN = 3.0  # what hooks take over what their listeners do (paired blocks on a busy machine: 30 and 9 microseconds, with a loader 36 and 12)
+JUDGED = (16, 32, 128, 1024)  # steps in a row that a scaler skips: no further one is measured. Healthy scales settle within six
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
 
 
@@ -55,7 +56,7 @@ class LoopMonitor(LoopListener):
         self.tapping = Tapping(self.model, record, FirstPass(self.model, record, self.optimizers, self._is_sharded))
         self.losses, self.lines, self.scaling = Losses(record.note_loss), BackwardSites(), Scaling()
         self.watching: StepWatch | None = None  # the step that is being measured, once its gradients are there
-        self.measures = True  # the step that comes next
+        self.measures, self.skipped = True, 0  # the step that comes next, and those before it that a scaler skipped
         self._closure = False  # the optimizer calls one, which runs the backward passes
         self._plain = False  # only the loss of a backward pass matters: each one belongs to the step, which is not measured
         self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
@@ -277,6 +278,7 @@ class LoopMonitor(LoopListener):
             self.optimizers.note_other(optimizer)
             return
         measured = self.watching if self.measures else None
+        self.skipped = 0
         self.record.log.note_rate(optimizer.param_groups)
         assert self.record.traced is not None
         self.record.traced.taken += 1
@@ -390,3 +392,8 @@ class LoopMonitor(LoopListener):
         if optimizer is self.optimizers.main and self.losses.passes:
             self._clear()
             self._arm()
+            self.skipped += 1
+            if self.skipped in JUDGED:
+                self.record.instruments.gauges.note("loss-scale", "GradScaler", "", self.step, float(scaler.get_scale()))
+                if self.together is None:
+                    self.after()

@@ -164,7 +164,7 @@ class Scaling:
         """Divides what was just measured in a backward pass by the factor."""
         if self.scaler is None:
             return
-        self.factor = float(self.scaler.get_scale())
+        self.factor = self._read()
         for call in calls:
             call.gradients = [rescaled(g, self.factor) for g in call.gradients]
         for seen in losses:
@@ -175,8 +175,11 @@ class Scaling:
         if self.scaler is None:
             return 1.0
         if self.factor == 1.0:
-            self.factor = float(self.scaler.get_scale())
+            self.factor = self._read()
         return 1.0 if self.unscaled else self.factor
+
+    def _read(self) -> float:
+        return float(self.scaler.get_scale()) or 1.0  # 0 after some hundred skipped steps: nothing can be taken out then
 
     def clear(self) -> None:
         self.scaler = self.loss = None

@@ -8,6 +8,9 @@ from gradcheck.errors import ConfigError
 from gradcheck.logs.table import Table, as_number
 
 FORMAT = "a run of MLflow"
+# Those that were not deleted, first those with a loss, and of these the newest.
+_RUNS = """select run_uuid from runs where lifecycle_stage is not 'deleted' and run_uuid in (select run_uuid from metrics)
+order by run_uuid in (select run_uuid from metrics where key like '%loss%') desc, start_time desc"""
 
 
 def read(folder: Path) -> Table:
@@ -29,11 +32,13 @@ def read_database(path: Path) -> Table:
     table = Table(FORMAT)
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
-            newest = "(select run_uuid from runs where run_uuid in (select run_uuid from metrics) order by start_time desc limit 1)"
-            rows = base.execute(f"select key, step, value, is_nan from metrics where run_uuid = {newest} order by step, timestamp")
+            found = [name for (name,) in base.execute(_RUNS)] or [""]
+            if len(found) > 1:
+                table.format = f"{FORMAT}, the newest of {len(found)}"
+            rows = base.execute("select key, step, value, is_nan from metrics where run_uuid = ? order by step, timestamp", found[:1])
             for key, step, value, is_nan in rows:
                 table.add(key, float(step), float("nan") if is_nan else value)
-            table.settings |= dict(base.execute(f"select key, value from params where run_uuid = {newest}"))
+            table.settings |= dict(base.execute("select key, value from params where run_uuid = ?", found[:1]))
     except sqlite3.Error as error:
         raise ConfigError(f"{path} is not a database of MLflow: {error}", hint="name mlflow.db, or the folder of a run") from error
     return table

@@ -10,6 +10,7 @@ from gradcheck.logs.table import Table, facts
 from gradcheck.types.training import LogFacts
 
 _EVENTS = "*tfevents*"
+_NAMES = ("metrics.csv", "progress.csv", "results.csv", "scalars.json")  # Lightning, Stable-Baselines3, Ultralytics, MMEngine
 _TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".log", ".out")
 
 
@@ -27,7 +28,7 @@ def is_log(path: Path) -> bool:
         return start[:1] == b"{" and b"\n{" in start
     except OSError:
         return False
-    return isinstance(found, list) or (isinstance(found, dict) and "log_history" in found)
+    return isinstance(found, list) or (isinstance(found, dict) and "log_history" in found) or bool(text.lists_in(found))
 
 
 def read(path: Path, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
@@ -55,16 +56,19 @@ def _of_folder(folder: Path) -> Table:
         return text.read(states[-1])
     if (folder / "metrics").is_dir():
         return mlflow.read(folder)
-    for pattern in ("*.wandb", "files/wandb-history.jsonl", "wandb-history.jsonl", "metrics.csv", "mlflow.db"):
+    for pattern in ("*.wandb", "files/wandb-history.jsonl", "wandb-history.jsonl", *_NAMES, "mlflow.db", "files/output.log"):
         found = sorted(folder.glob(pattern))
         if found:
             return _table(found[-1])
     events = [p for p in folder.glob(_EVENTS) if p.is_file()]
     if events:
         return tensorboard.read(events)
-    inside = sorted({p.parent for pattern in (_EVENTS, "*.wandb", "metrics.csv") for p in folder.rglob(pattern)})
+    single = sorted(p for p in folder.iterdir() if p.suffix.lower() in _TEXT and p.is_file())
+    if len(single) == 1:
+        return text.read(single[0])
+    inside = single or sorted({p.parent for pattern in (_EVENTS, "*.wandb", *_NAMES) for p in folder.rglob(pattern)})
     if len(inside) == 1:
         return _of_folder(inside[0])
-    several = f": it holds {len(inside)} runs" if inside else ""
+    several = f": it holds {len(inside)} {'logs' if single else 'runs'}" if inside else ""
     hint = f"name one: {', '.join(map(str, inside[:3]))}" if inside else "gradcheck reads trainer_state.json, metrics.csv, event files, ..."
     raise ConfigError(f"{folder} is not the folder of a run{several}", hint=hint)

@@ -1,9 +1,11 @@
 """The columns of a log, whatever wrote it, and which of them rules read."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal
 
 from gradcheck.errors import ConfigError
@@ -12,7 +14,10 @@ from gradcheck.types.training import LogColumn, LogFacts
 Role = Literal["loss", "evaluation", "rate", "norm"]
 ROLES: tuple[Role, ...] = ("loss", "evaluation", "rate", "norm")
 MOST_POINTS = 20_000  # of a column that are kept: of longer ones the extremes of equal parts
-STEPS = ("step", "global_step", "_step", "iteration", "iter", "trainer_global_step", "train_global_step", "steps", "update", "epoch")
+STEPS = (
+    *("step", "global_step", "_step", "iteration", "iter", "trainer_global_step", "train_global_step", "steps", "num_updates", "update"),
+    *("total_timesteps", "time_total_timesteps", "epoch"),
+)
 
 _TRAINING = ("train", "training", "tr")
 _EVALUATION = ("eval", "evaluation", "val", "valid", "validation", "test", "dev")
@@ -40,6 +45,7 @@ NAMES: Mapping[Role, tuple[str, ...]] = {
             for g in ("grad", "gradient")
             for name in (f"{g}_norm", f"train_{g}_norm", f"{g}_norm_total", f"total_{g}_norm", f"{g}norm")
         ),
+        "gnorm",
         "gradcheck_gradient_norm",
     ),
 }
@@ -63,13 +69,14 @@ class Table:
 
     def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of one moment each. Their step is a column of that meaning, which goes on where an epoch begins; else their number."""
-        flat = [dict(_flat(row)) for row in rows]
-        known = [{plain(name): name for name in row} for row in flat]
-        keys = [next((k[s] for s in map(plain, STEPS) if s in k and _is_step(r[k[s]])), None) for r, k in zip(flat, known, strict=True)]
-        epochs = [(r[key], *r.keys()) for r, k, key in zip(flat, known, keys, strict=True) if key is not None and key == k.get("epoch")]
-        several = 2 * len(set(epochs)) < len(epochs)  # rows in an epoch, which is no step then
+        whole = [dict(flat(row)) for row in rows]
+        known = [{plain(name): name for name in row} for row in whole]
+        keys = [next((k[s] for s in map(plain, STEPS) if s in k and _is_step(r[k[s]])), None) for r, k in zip(whole, known, strict=True)]
+        epochs = [(r[key], tuple(r)) for r, k, key in zip(whole, known, keys, strict=True) if key is not None and key == k.get("epoch")]
+        changes = sum(a[0] != b[0] for a, b in itertools.pairwise(epochs)) + 1
+        several = 2 * changes * len({k for _, k in epochs}) < len(epochs)  # rows in an epoch, which is no step then
         done, last, epoch = 0.0, -math.inf, math.inf  # steps of the epochs before, and the row before
-        for index, (row, names, key) in enumerate(zip(flat, known, keys, strict=True)):
+        for index, (row, names, key) in enumerate(zip(whole, known, keys, strict=True)):
             step = float(index)
             if key is not None and not (several and key == names.get("epoch")):
                 step = float(row[key])
@@ -95,18 +102,26 @@ def as_number(value: Any) -> float | None:
     """Also of "nan" and "inf" as text; None for what is not a number."""
     if isinstance(value, bool) or value is None:
         return None
+    if isinstance(value, str) and _BROKEN.match(value):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+_BROKEN = re.compile(r"\s*[-+]?(?:nan\(|1\.#|#num)", re.IGNORECASE)  # as C libraries and spreadsheets write what is no number
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in row.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+_Found = tuple[str, list[tuple[float, float]]]  # name and points, as they were written
 
 
 def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
@@ -117,22 +132,25 @@ def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -
             break
     if chosen["loss"] is None and "evaluation" not in columns:
         chosen |= _in_parts(table)
-    used = {c.name for c in chosen.values() if c is not None}
+    used = {c[0] for c in chosen.values() if c is not None}
     others = tuple(name for name in table.columns if name not in used)
     if chosen["loss"] is None and chosen["evaluation"] is None:
         shown = ", ".join(others[:12]) or "none"
         raise ConfigError(f"the log has no column that looks like a loss; its columns: {shown}", hint="name it: --column loss=NAME")
+    runs = _keep_last_run(chosen)
     settings = {plain(name).rpartition("__")[2]: as_number(value) for name, value in table.settings.items()}
     known = next((v for name in _CLIPS if (v := settings.get(name)) is not None and v > 0), None)
-    return LogFacts(table.format, **chosen, clip=clip if clip is not None else known, others=others)
+    said = f"{table.format}, the last of {runs} runs" if runs > 1 else table.format
+    curves = {role: _curve(*found) if found is not None else None for role, found in chosen.items()}
+    return LogFacts(said, **curves, clip=clip if clip is not None else known, others=others)
 
 
-def _column(table: Table, role: Role, wanted: str | None, kind: str) -> LogColumn | None:
+def _column(table: Table, role: Role, wanted: str | None, kind: str) -> _Found | None:
     if wanted is not None and wanted not in table.columns:
         raise ConfigError(f"the log has no column {wanted!r}", hint=f"its columns: {', '.join(list(table.columns)[:20])}")
     known = {plain(name): name for name in reversed(table.columns)}
     name = wanted or next((known[n] for n in NAMES[role] if n in known), None) or _resembling(known, role, kind)
-    return _curve(name, table.columns[name]) if name is not None else None
+    return (name, table.columns[name]) if name is not None else None
 
 
 def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
@@ -150,7 +168,7 @@ def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
     return known[whole[0]] if len(whole) == 1 and not any(x in _PARTS for x in words[whole[0]]) else None
 
 
-def _in_parts(table: Table) -> dict[Role, LogColumn]:
+def _in_parts(table: Table) -> dict[Role, _Found | None]:
     """Where only the parts of a loss are logged, of the training and of an evaluation: what they add up to."""
     known = {plain(name): name for name in table.columns}
     for t, e in ((t, e) for t in _TRAINING for e in _EVALUATION):
@@ -161,14 +179,58 @@ def _in_parts(table: Table) -> dict[Role, LogColumn]:
     return {}
 
 
-def _sum(table: Table, names: list[str]) -> LogColumn:
+def _sum(table: Table, names: list[str]) -> _Found:
     columns = [dict(table.columns[name]) for name in names]
     points = [(step, sum(c[step] for c in columns)) for step in columns[0] if all(step in c for c in columns)]
-    return _curve(" + ".join(n.strip() for n in names), points)
+    return " + ".join(n.strip() for n in names), points
+
+
+FEW = 5  # values at an end of a run whose median is its level
+
+
+def _keep_last_run(chosen: dict[Role, _Found | None]) -> int:
+    """Of several runs in one log only the last one is left. Returns their number. Steps that are counted from each epoch on are one run."""
+    lead = chosen["loss"] or chosen["evaluation"]
+    assert lead is not None
+    parts, course = {role: _parts(found[1]) for role, found in chosen.items() if found is not None}, _parts(lead[1])
+    begins = [not _goes_on(a, b) for a, b in itertools.pairwise(course)]  # after each part, a run
+    first = max((i + 1 for i, new in enumerate(begins) if new), default=0)
+    for role, found in chosen.items():
+        if found is not None and len(course) > 1 and len(parts[role]) != len(course):
+            chosen[role] = None  # it cannot be told which part is whose
+        elif found is not None:
+            points, done = [], 0.0
+            for part in parts[role][first:]:
+                points += [(done + step, value) for step, value in part]
+                done = points[-1][0]
+            chosen[role] = found[0], points
+    return sum(begins) + 1
+
+
+def _parts(points: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Where the steps begin again. A resumption, which goes back by some, voids what came after its step."""
+    parts = [points[:1]]
+    for step, value in points[1:]:
+        part = parts[-1]
+        if step < part[-1][0] and step <= part[0][0]:
+            parts.append(part := [])
+        while part and part[-1][0] >= step:
+            part.pop()
+        part.append((step, value))
+    return parts if 2 * len(parts) <= len(points) else [sorted(points, key=lambda p: p[0])]  # else they are in no order
+
+
+def _goes_on(before: list[tuple[float, float]], after: list[tuple[float, float]]) -> bool:
+    """Whether the loss begins where it was at the end of the part before, and not where that began."""
+    old, new = ([v for _, v in part if math.isfinite(v)] for part in (before, after))
+    if not old or not new or not math.isfinite(before[-1][1]):
+        return False
+    start = median(new[:FEW])
+    return abs(start - median(old[-FEW:])) <= abs(start - median(old[:FEW]))
 
 
 def _curve(name: str, points: list[tuple[float, float]]) -> LogColumn:
-    """Sorted by step; of a step that was written twice, as after a resumption, the last value counts."""
+    """Sorted by step; of a step that was written twice the last value counts."""
     latest = dict(points)
     ordered = sorted(latest.items())
     if len(ordered) > MOST_POINTS:

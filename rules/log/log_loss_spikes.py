@@ -1,6 +1,6 @@
 from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
-from gradcheck.rules.log.shared import NO_LOSS, at_step, look, recorded
+from gradcheck.rules.log.shared import NO_LOSS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
@@ -42,9 +42,9 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
     a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of
-    the way back to the first level: a bad shard of the data looks so. Others are advice. So are, in a run that is watched, all
-    that come back: targets that are renewed now and then, as in Q-learning, make them. Where the rate rises to `faster` (1.5)
-    times what it was, the schedule is the reason.
+    the way back to the first level: a bad shard of the data looks so. Others are advice. So are all in
+    a log with rewards, and, in a run that is watched, all that come back: targets that are renewed now and then, as in Q-learning,
+    make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is the reason.
 
     ## When to ignore it
     When the data change at that step on purpose.
@@ -76,7 +76,7 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     first = ends(curve.values)[0]
     shard = any(s.lasts and s.value - s.level > limits["lost"] * (first - s.level) for s in every)
     often = m.log is not None and (len(every) > limits["count"] or shard)
-    severity: Severity = "warning" if stays or often else "info"
+    severity: Severity = "warning" if (stays or often) and not led_by_rewards(log) else "info"
     others = f", and {len(every) - 1} more" if len(every) > 1 else ""
     after = "and does not come back" if worst.back is None else f"and is back at {at_step(worst.back)}"
     unit = "errors" if worst.lasts else "deviations"

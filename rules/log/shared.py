@@ -1,11 +1,14 @@
 """What the rules about logs share: what to look at next, and words."""
 
+import re
+
 from gradcheck.types.finding import Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import not_applicable, required
 from gradcheck.types.training import LogFacts
 
 PREFERENCES = {"rewards/chosen", "rewards/margins", "rewards/accuracies", "accuracy", "margin"}
+EARNED = ("reward", "rewards", "rew", "return", "returns")  # words in the names of columns
 REWARDS = "rewards led the run, and its loss need not fall"
 NO_LOG = not_applicable("no log of a finished run was read")
 NO_LOSS = not_applicable("the log has no loss of training")
@@ -24,7 +27,8 @@ def finished(m: Measurement) -> LogFacts:
 def led_by_rewards(log: LogFacts) -> bool:
     """Whether rewards led the training, whose loss says little then. Models of rewards, and preferences, have a loss like any other."""
     names = {name.lower().removeprefix("train/") for name in log.others}
-    return any("reward" in name for name in names) and not names & PREFERENCES
+    words = {word for name in names for word in re.split("[^a-z]+", name)}
+    return not words.isdisjoint(EARNED) and not names & PREFERENCES
 
 
 def look(m: Measurement, at: str) -> Remedy:

@@ -52,6 +52,24 @@ def test_a_step_that_the_scaler_skips_is_none() -> None:
     assert all(map(math.isfinite, kept.board.report().measurement.probe.gradient_norms))
 
 
+def test_a_scaler_that_skips_every_step_from_one_on_is_told_of_while_it_does() -> None:
+    torch.manual_seed(0)
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    kept = Kept(looks=True)
+    with kept(model, optimizer):
+        for i, (x, y) in enumerate(loops.batches(400)):
+            optimizer.zero_grad()
+            output = model(x)
+            broken = (output - output.detach()).square().sum().sqrt()  # 0, and its derivative is not finite
+            scaler.scale(F.cross_entropy(output, y) + (broken if i >= 60 else 0.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            assert i < 120 or ("warning", "WATCH008") in kept.found
+    assert kept.board.steps == 60 and scaler.get_scale() == 0.0
+
+
 def test_gradients_that_were_changed_by_hand_are_said_to_be_clipped() -> None:
     model = loops.mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -123,7 +123,11 @@ def test_a_loss_that_rises_with_its_data_is_no_error(tmp_path: Path) -> None:
 
 def test_rewards_lead_a_loss_that_need_not_fall(tmp_path: Path) -> None:
     loss = noisy(lambda i: 2e-4 * i)
-    for columns in ({"reward": loss}, {"rewards/accuracy_reward/mean": loss, "completions/mean_length": loss}):
+    for columns in (
+        {"reward": loss},
+        {"rewards/accuracy_reward/mean": loss, "completions/mean_length": loss},
+        {"rollout/ep_rew_mean": loss},
+    ):
         assert not [f for f in judged({"loss": loss, **columns}, tmp_path).findings if f.severity != "info"]
     preferences = {"loss": noisy(lambda i: 0.69), "rewards/chosen": loss, "rewards/margins": loss}
     assert {f.code for f in judged(preferences, tmp_path).findings} == {"LOG004"}

@@ -159,11 +159,79 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     assert read(path, {"loss": "b"}).loss == read(path, {"loss": "b", "norm": "a"}).loss
 
 
-@pytest.mark.parametrize("content", ["", "hello\nworld\n", "[]", "{}"])
+def table(head: str, row: Callable[[int, float], str], remark: str = "") -> str:
+    return remark + "\n".join([head, *map(row, range(60), LOSS)])
+
+
+def comma(number: float) -> str:
+    return f"{number:.6f}".replace(".", ",")
+
+
+TABLES = {
+    "decimal commas": table("Schritt;step;loss", lambda i, v: f"{i};{i};{comma(v)}"),
+    "decimal commas between tabs": table("step\tloss", lambda i, v: f"{i}\t{comma(v)}"),
+    "between blanks": table("epoch  train_loss   lr", lambda i, v: f"{i:5d}  {v:.6f}  1e-3"),
+    "remarks first": table("step,loss", lambda i, v: f"{i},{v:.6f}", "# lr = 0.1\n# seed = 1\n"),
+    "names in a remark": table("# step loss", lambda i, v: f"{i} {v:.6e}"),
+    "printed tensors": table("begin", lambda i, v: f"Epoch: {i} Loss: tensor({v:.6f}, device='cuda:0', grad_fn=<MeanBackward0>)"),
+    "printed scalars of NumPy": table("begin", lambda i, v: f"{{'step': {i}, 'loss': np.float64({v:.6f})}}"),
+    "a history of Keras": json.dumps({"loss": LOSS, "accuracy": LOSS, "params": {"epochs": 60}}),
+}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_others_write_them(name: str, wide: bool, tmp_path: Path) -> None:
+    path = tmp_path / ("history.json" if "Keras" in name else "log.txt")
+    path.write_text(TABLES[name], encoding="utf-16" if wide and path.suffix == ".txt" else "utf-8")
+    assert is_log(path)
+    for place in (path, tmp_path) if path.suffix == ".txt" else (path,):
+        loss = read(place, {}).loss
+        assert loss is not None and loss.values == pytest.approx(LOSS, abs=1e-5) and loss.steps == tuple(range(60))
+
+
+@pytest.mark.parametrize("word", ["NaN", "-nan(ind)", "1.#QNAN", "#NUM!", "tensor(nan, grad_fn=<MeanBackward0>)", "Infinity", "INF"])
+def test_words_for_what_is_not_finite(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    rows = [str(v) if i < 40 else word for i, v in enumerate(LOSS)]
+    if "#" not in word and "ind" not in word:
+        path.write_text("\n".join(f"Epoch {i}: loss = {v}" for i, v in enumerate(rows)))
+        loss = read(path, {}).loss
+        assert loss is not None and len(loss.values) == 60 and len(loss.finite.values) == 40
+    if "tensor" not in word:
+        path.write_text("\n".join(["step,loss", *(f"{i},{v}" for i, v in enumerate(rows))]))
+        loss = read(path, {}).loss
+        assert loss is not None and len(loss.values) == 60 and len(loss.finite.values) == 40
+    path.write_text("\n".join(f"Banan {i}, info: loss {v}" for i, v in enumerate(LOSS)))
+    assert read(path, {}).loss.finite.values == pytest.approx(LOSS)  # type: ignore[union-attr]
+
+
+def test_of_several_runs_in_one_log_the_last_one_is_read(tmp_path: Path) -> None:
+    def log(*rows: tuple[int, float], **more: float) -> Any:
+        (tmp_path / "run.jsonl").write_text("".join(json.dumps({"step": s, "loss": v, "lr": v, **more}) + "\n" for s, v in rows))
+        return read(tmp_path / "run.jsonl", {})
+
+    first, broken = list(enumerate(falling(200))), [*enumerate(LOSS[:20]), *((i, math.nan) for i in range(20, 50))]
+    twice = log(*first, *broken)
+    assert twice.format == "JSON lines, the last of 2 runs" and len(twice.loss.values) == len(twice.rate.values) == 50
+    resumed = log(*first[:100], *first[50:70])  # and killed again
+    assert resumed.format == "JSON lines" and resumed.loss.steps == tuple(range(70))
+    epochs = log(*((1 + s % 50, v) for s, v in first))
+    assert epochs.loss.steps == epochs.rate.steps == tuple(range(1, 201)) and epochs.loss.values == pytest.approx([v for _, v in first])
+    newest_first = log(*reversed(first))
+    assert newest_first.loss.steps == tuple(range(200)) and newest_first.format == "JSON lines"
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(f"epoch,loss\n{rows}" for rows in 3 * ["\n".join(f"{i},{v}" for i, v in enumerate(LOSS))]))
+    loss = read(path, {}).loss
+    assert loss is not None and loss.values == pytest.approx(LOSS)
+
+
+@pytest.mark.parametrize("content", ["", "hello\nworld\n", "[]", "{}", '#{"t_start": 1.5}\nr,l,t\n20,20,0.5\n'])
 def test_what_is_no_log_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(content)
     with pytest.raises(ConfigError):
         read(tmp_path / "x.txt", {})
+    (tmp_path / "x.txt").unlink()
     with pytest.raises(ConfigError, match="is not the folder of a run"):
         read(tmp_path, {})
 

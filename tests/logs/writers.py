@@ -124,10 +124,10 @@ def mlflow(folder: Path, columns: Columns, params: Mapping[str, str] = {}) -> Pa
 
 def mlflow_database(path: Path, columns: Columns) -> Path:
     base = sqlite3.connect(path)
-    base.execute("create table runs (run_uuid text, start_time int)")
+    base.execute("create table runs (run_uuid text, start_time int, lifecycle_stage text)")
     base.execute("create table metrics (key text, value real, timestamp int, run_uuid text, step int, is_nan int)")
     base.execute("create table params (key text, value text, run_uuid text)")
-    base.executemany("insert into runs values (?, ?)", [("old", 1), ("new", 2)])
+    base.executemany("insert into runs values (?, ?, ?)", [("old", 1, "active"), ("new", 2, "active"), ("gone", 3, "deleted")])
     base.execute("insert into metrics values ('loss', 9.0, 0, 'old', 0, 0)")
     rows = [(name, v, i, "new", i, 0) for name, values in columns.items() for i, v in enumerate(values)]
     base.executemany("insert into metrics values (?, ?, ?, ?, ?, ?)", rows)
