@@ -75,7 +75,7 @@ def _state(module: nn.Module, memo: Memo, kept: list[torch.Tensor]) -> dict[str,
         if _is_empty_table(value):
             value = memo.setdefault(id(value), type(value)())
         elif type(value) not in _ATOMS and not (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
-            if name != "_parameters" or not all(p is None or (type(p) is nn.Parameter and p.is_leaf) for p in value.values()):
+            if name != "_parameters" or not all(p is None or _is_usual_parameter(p) for p in value.values()):
                 state = None
             if isinstance(value, (torch.Tensor, list, tuple, dict)):
                 kept += [t for t in _tensors(value, _DEPTH) if not t.is_leaf]
@@ -97,6 +97,10 @@ def _is_usual(kind: type[nn.Module]) -> bool:
     """Whether modules of a class are copied as torch's are."""
     same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPIED_BY)
     return same and not any(vars(c).get("__slots__") for c in kind.__mro__)
+
+
+def _is_usual_parameter(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and parameter.is_leaf and not vars(parameter)
 
 
 def _is_empty_table(value: Any) -> bool:

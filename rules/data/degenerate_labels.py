@@ -137,9 +137,9 @@ def _by_frequency(m: Measurement, call: LossCall, limit: float) -> Finding | Non
     often = max(range(len(counts)), key=lambda i: counts[i])
     return found(
         "warning",
-        f"the class weights of {call.function} grow with how often a class occurs, with the power {number(exponent)} of its frequency (limit "
-        f"{number(1 - limit)}): class {often}, with {number(100 * counts[often] / sum(counts))} % of the labels, weighs the most, and the rare "
-        "classes are learned even less than without weights",
+        f"the class weights of {call.function} grow with how often a class occurs, with the power {number(exponent)} of its frequency "
+        f"(limit {number(1 - limit)}): class {often}, with {number(100 * counts[often] / sum(counts))} % of the labels, weighs the most, "
+        "and the rare classes are learned even less than without weights",
         location=call.site,
         evidence=(Evidence("power of the frequency that the weights follow", exponent, 1 - limit, ">="),),
         remedies=(Remedy("balance-classes", "weight by the inverse: weight = count.sum() / count; pos_weight = negatives / positives"),),

@@ -103,8 +103,8 @@ def _unordered(m: Measurement, d: Dependence) -> Finding:
 def _lost(m: Measurement, d: Dependence) -> Finding:
     return found(
         "warning",
-        f"what is computed here of one of the model's inputs, the result of {d.operation}, is used by nothing (change of the outputs and of the "
-        "loss when that input changes: 0): another variable stands where it belongs",
+        f"what is computed here of one of the model's inputs, the result of {d.operation}, is used by nothing (change of the outputs "
+        "and of the loss when that input changes: 0): another variable stands where it belongs",
         layers=(d.layer,) if d.layer else (),
         location=d.site or layer_site(m, d.layer),
         evidence=[Evidence("change of the output when this input changes", 0.0, 0.0, "<=", "of the output")],

@@ -33,10 +33,11 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     replaced by others, and the outputs of those that stayed are compared. When they changed, both passes are compared operation
     by operation: the first result in which samples have met is blamed. Statistics over the batch (a normalization written by
     hand, minibatch discrimination), relations of all samples to each other, and choices by rank (sorting, routing) are advice
-    only, unless each output of a batch of copies of one sample is found in the row of another: sorted, and not put back. So is everything when it is not certain which axis the samples are on: with random data, without a target of as many
-    rows, or when the second axis could be theirs as well and the batches were not stacked by a DataLoader. Where samples are
-    not mixed, copies of one sample are given to the model: values of theirs that an addition, a product or a table makes
-    different come from their positions in the batch.
+    only, unless each output of a batch of copies of one sample is found in the row of another: sorted, and not put back. So is
+    everything when it is not certain which axis the samples are on: with random data, without a target of as many rows, or
+    when the second axis could be theirs as well and the batches were not stacked by a DataLoader. Where samples are not mixed,
+    copies of one sample are given to the model: values of theirs that an addition, a product or a table makes different come
+    from their positions in the batch.
 
     A `view` or `reshape` within samples is a warning where one axis has a size that occurs once before and once after, in another
     place, and the cuts fit no splitting and joining of axes.

@@ -19,8 +19,8 @@ def loss_domain(m: Measurement, limits: Limits) -> Verdict:
     """The loss function is called outside its domain, or on shapes that do not belong together.
 
     ## What it finds
-    Class labels outside [0, classes); probabilities as targets outside [0, 1]; labels of CTC that are its blank; targets of another shape than the output
-    that broadcast silently, as [N] against [N, 1] gives [N, N]; and a call that raises, with what it says.
+    Class labels outside [0, classes); probabilities as targets outside [0, 1]; labels of CTC that are its blank; targets of another shape
+    than the output that broadcast silently, as [N] against [N, 1] gives [N, N]; and a call that raises, with what it says.
 
     ## Why it matters
     Broadcasting compares every prediction with every target: the best such a model can do is to predict the mean target for
@@ -88,8 +88,8 @@ def _blank_labels(call: LossCall) -> Finding:
     total = math.prod(call.target_shape)
     return found(
         "error",
-        f"{call.out_of_range} of {total} labels of ctc_loss are its blank (limit 0): what is blank cannot be read, so these labels are never "
-        "learned, nor do those beside them stand where they belong",
+        f"{call.out_of_range} of {total} labels of ctc_loss are its blank (limit 0): what is blank cannot be read, so these labels "
+        "are never learned, nor do those beside them stand where they belong",
         location=call.site,
         evidence=(Evidence("labels that are the blank", call.out_of_range, 0, ">", f"of {total}"),),
         remedies=(Remedy("fix-labels", "number the labels from 1, or give CTCLoss a blank that is no label, as blank=number_of_labels"),),
