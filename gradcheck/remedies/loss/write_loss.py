@@ -2,7 +2,7 @@
 
 import ast
 
-from gradcheck.remedies.activation.hidden import operand_of, put_in_place
+from gradcheck.remedies.activation import operand_of, put_in_place
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
