@@ -12,7 +12,7 @@ from gradcheck import interrupts
 from gradcheck.analysis.wording import counted
 from gradcheck.bisect import wording
 from gradcheck.bisect.compare import EXACT, GROUP, Comparison, Pair, compare
-from gradcheck.bisect.recording import RunRecording, load, save
+from gradcheck.bisect.recording import RunRecording, load
 from gradcheck.errors import ConfigError, TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.live.command import check_interpreter, program_of
@@ -114,11 +114,6 @@ def _into(path: Path) -> Iterator[dict[str, Any]]:
 
 def _ended(run: RunRecording) -> str:
     return f"; it ended with exit code {run.code}" if run.code else ""
-
-
-def write(side: Side, path: Path) -> None:
-    """The recording of a side. Raises SavedRunError."""
-    save(side.runs, path)
 
 
 def bisected(a: Side, b: Side, orders: BisectOrders) -> Bisection:

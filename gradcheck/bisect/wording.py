@@ -51,26 +51,21 @@ def place(pair: Pair) -> str:
     name, step = _names(pair), pair.step
     if pair.a is None or pair.b is None:
         return _only(pair, event, "A" if pair.a is not None else "B")
-    by = _by(pair)
-    match event.kind:
-        case "weight" | "buffer":
-            return f"initial {'weights' if event.kind == 'weight' else 'buffers'} differ at {name}{by}"
-        case "input":
-            return f"the inputs of step {step} differ{by}"
-        case "forward":
-            return f"forward of {name} at step {step}{by}"
-        case "loss":
-            return f"the loss of step {step} differs{by}"
-        case "backward":
-            return f"backward at the output of {name} at step {step}{by}"
-        case "gradient":
-            return f"gradient of {name} at step {step}{by}"
-        case "edited":
-            return f"gradient of {name} as the step {step} takes it{by}"
-        case "update":
-            return f"update of {name} at step {step}{by}"
-        case _:
-            return f"buffer {name} after step {step}{by}"
+    return _PLACES[event.kind].format(name=name, step=step) + _by(pair)
+
+
+_PLACES = {
+    "weight": "initial weights differ at {name}",
+    "buffer": "initial buffers differ at {name}",
+    "input": "the inputs of step {step} differ",
+    "forward": "forward of {name} at step {step}",
+    "loss": "the loss of step {step} differs",
+    "backward": "backward at the output of {name} at step {step}",
+    "gradient": "gradient of {name} at step {step}",
+    "edited": "gradient of {name} as the step {step} takes it",
+    "update": "update of {name} at step {step}",
+    "state": "buffer {name} after step {step}",
+}
 
 
 def _names(pair: Pair) -> str:

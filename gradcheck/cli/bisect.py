@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -34,8 +34,9 @@ def bisect(
     1 when they part, 2 when that could not be determined.
     """
     with exits():
+        from gradcheck.bisect import recording
         from gradcheck.bisect.saved import are_saved, bisected_runs
-        from gradcheck.bisect.story import BisectOrders, bisected, recorded, write
+        from gradcheck.bisect.story import BisectOrders, bisected, recorded
         from gradcheck.errors import ConfigError
         from gradcheck.files import place
 
@@ -54,7 +55,7 @@ def bisect(
             _end(bisected_runs(a, b, orders), outputs)
         base = recorded(a, orders, repeats, tell)
         if save is not None:
-            write(base, place(save))
+            recording.save(base.runs, place(save))
             tell(f"recording saved to {save}")
         if b is None:
             sys.exit(0)
@@ -63,11 +64,6 @@ def bisect(
             if side.output:
                 print(f"{side.text} ended with an error:\n{side.output}", file=sys.stderr)
         _end(found, outputs)
-
-
-def _end(found: Bisection, outputs: list[tuple[str, str]]) -> None:
-    _show(found, outputs)
-    sys.exit(_code(found))
 
 
 def _outputs(output: list[str] | None) -> list[tuple[str, str]]:
@@ -80,7 +76,8 @@ def _outputs(output: list[str] | None) -> list[tuple[str, str]]:
     return found  # type: ignore[return-value]
 
 
-def _show(found: Bisection, outputs: list[tuple[str, str]]) -> None:
+def _end(found: Bisection, outputs: list[tuple[str, str]]) -> NoReturn:
+    """Shows it, and leaves with its exit code."""
     from pathlib import Path
 
     from gradcheck.files import write_text
@@ -93,9 +90,6 @@ def _show(found: Bisection, outputs: list[tuple[str, str]]) -> None:
             write_text(Path(path), shown)
         else:
             print(shown, end="")
-
-
-def _code(found: Bisection) -> int:
     if found.verdict == "parted":
-        return FOUND
-    return FAILED if found.failed or found.verdict == "not-comparable" else 0
+        sys.exit(FOUND)
+    sys.exit(FAILED if found.failed or found.verdict == "not-comparable" else 0)

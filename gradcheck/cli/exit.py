@@ -73,35 +73,7 @@ def exits(color: str = "auto") -> Iterator[None]:
     except Exception as e:
         if interrupts.received():  # what an interrupt leaves behind, as in an import that it cut short, is no fault of anybody's
             _say_interrupted()
-        emptied = _emptied(e)
-        if emptied:
-            said = f"{type(e).__name__}: {e}"[:LONGEST]
-            complain(f"error: the code that is run has emptied {emptied}, without which nothing is imported: {said}")
-            complain("help: leave it as it is, or put back what was in it")
-        elif isinstance(e, GradcheckError):
-            say(e, color)
-        elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
-            complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
-            complain("help: leave it as it is, or raise it")
-        elif isinstance(e, RecursionError):
-            what = "the model, or its training step, is nested deeper than Python's recursion limit"
-            say(GradcheckError(what, hint="a module that holds itself has no end; sys.setrecursionlimit allows more depth"), color)
-        elif isinstance(e, MemoryError):
-            say(GradcheckError("there is no memory left", hint="give it more (ulimit -v), or scan a smaller model or batch"), color)
-        elif isinstance(e, FileNotFoundError) and "temporary directory" in str(e):
-            say(GradcheckError("no temporary directory can be written to", hint="set TMPDIR to one, and see ulimit -f"), color)
-        elif isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-            say(GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere"), color)
-        elif isinstance(e, OSError) and e.errno in SURROUNDINGS and e.filename is not None:
-            say(unusable(e), color)
-        elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
-            hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
-            say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
-        elif isinstance(e, FileNotFoundError) and not _has_folder():
-            hint = "what is scanned has removed it, or left for another one that it removed"
-            say(GradcheckError("the working directory is gone", hint=hint), color)
-        else:
-            _say_bug(e)
+        _say_what_failed(e, color)
         sys.exit(FAILED)
     except BaseException as e:
         if isinstance(e, SystemExit):
@@ -109,6 +81,47 @@ def exits(color: str = "auto") -> Iterator[None]:
         said = " ".join(f"{type(e).__name__}: {e}".split())
         say(GradcheckError(f"the code that is run raised {said}, which is not an Exception", hint="raise an Exception"), color)
         sys.exit(FAILED)
+
+
+def _say_what_failed(e: Exception, color: str) -> None:
+    emptied = _emptied(e)
+    if emptied:
+        said = f"{type(e).__name__}: {e}"[:LONGEST]
+        complain(f"error: the code that is run has emptied {emptied}, without which nothing is imported: {said}")
+        complain("help: leave it as it is, or put back what was in it")
+    elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
+        complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
+        complain("help: leave it as it is, or raise it")
+    elif (told := _told(e)) is not None:
+        say(told, color)
+    else:
+        _say_bug(e)
+
+
+def _told(e: Exception) -> GradcheckError | None:
+    """What stands in the way in words, with the next step; None for what is a bug."""
+    from gradcheck.errors import GradcheckError
+
+    if isinstance(e, GradcheckError):
+        return e
+    if isinstance(e, RecursionError):
+        what = "the model, or its training step, is nested deeper than Python's recursion limit"
+        return GradcheckError(what, hint="a module that holds itself has no end; sys.setrecursionlimit allows more depth")
+    if isinstance(e, MemoryError):
+        return GradcheckError("there is no memory left", hint="give it more (ulimit -v), or scan a smaller model or batch")
+    if isinstance(e, FileNotFoundError) and "temporary directory" in str(e):
+        return GradcheckError("no temporary directory can be written to", hint="set TMPDIR to one, and see ulimit -f")
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere")
+    if isinstance(e, OSError) and e.errno in SURROUNDINGS and e.filename is not None:
+        return unusable(e)
+    if isinstance(e, ModuleNotFoundError) and e.name == "torch":
+        hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
+        return GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint)
+    if isinstance(e, FileNotFoundError) and not _has_folder():
+        hint = "what is scanned has removed it, or left for another one that it removed"
+        return GradcheckError("the working directory is gone", hint=hint)
+    return None
 
 
 def unusable(error: OSError) -> GradcheckError:

@@ -123,22 +123,7 @@ def treat_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], unsafe: bool
 
 
 # Options of `fix` that `scan` does not have, or that mean something else there.
-OWN = (
-    "write",
-    "diff",
-    "unsafe_fixes",
-    "allow_dirty",
-    "steps",
-    "seeds",
-    "budget",
-    "target",
-    "output",
-    "open_page",
-    "exit_zero",
-    "fail_on",
-    "color",
-    "quiet",
-)
+OWN = "write diff unsafe_fixes allow_dirty steps seeds budget target output open_page exit_zero fail_on color quiet".split()
 
 
 def scan_words(ctx: typer.Context, target: str) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from gradcheck.errors import ConfigError
-from gradcheck.integrations.monitor import WatchesTraining
+from gradcheck.integrations.monitor import Monitored
 
 
 def _loaded() -> Any:
@@ -30,7 +30,7 @@ _Base: Any = _pytorch.Callback
 _rank_zero = importlib.import_module(f"{_pytorch.__name__}.utilities.rank_zero")
 
 
-class GradcheckCallback(WatchesTraining, _Base):
+class GradcheckCallback(Monitored, _Base):
     """Watches the training of a Lightning module.
 
     The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may

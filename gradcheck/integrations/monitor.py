@@ -131,7 +131,7 @@ class Monitor:
                 self._say(f"gradcheck: {place}{finding.name} ({finding.code}) {finding.severity}: {finding.message}")
 
 
-class WatchesTraining:
+class Monitored:
     """What the callbacks of trainers are given and show; see `Monitor`."""
 
     def __init__(

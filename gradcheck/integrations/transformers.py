@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradcheck.errors import ConfigError
-from gradcheck.integrations.monitor import WatchesTraining
+from gradcheck.integrations.monitor import Monitored
 
 try:
     from transformers import TrainerCallback
@@ -23,7 +23,7 @@ _Base: Any = TrainerCallback
 logger = logging.get_logger(__name__)
 
 
-class GradcheckCallback(WatchesTraining, _Base):
+class GradcheckCallback(Monitored, _Base):
     """Watches the training of a Trainer.
 
     The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may

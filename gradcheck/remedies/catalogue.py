@@ -1,7 +1,6 @@
 """The closed vocabulary: every treatment by its name, and the remedies of rules that only a person can apply."""
 
-from gradcheck.remedies.activation import hidden
-from gradcheck.remedies.clipping import gradients
+from gradcheck.remedies import activation, clipping, precision, recurrence, transformer
 from gradcheck.remedies.data import batches
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
@@ -9,11 +8,8 @@ from gradcheck.remedies.loop import edits
 from gradcheck.remedies.loss import form, replacement, stability, term_weight
 from gradcheck.remedies.normalization import layers, modes
 from gradcheck.remedies.optimizer import schedule, settings
-from gradcheck.remedies.precision import regions
-from gradcheck.remedies.recurrence import gates
 from gradcheck.remedies.regularization import augmentation, capacity, dropout, penalties
 from gradcheck.remedies.residual import branches
-from gradcheck.remedies.transformer import blocks
 from gradcheck.remedies.wiring import parameters, zero_derivatives
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
@@ -22,7 +18,7 @@ MODULES = (
     edits,
     parameters,
     zero_derivatives,
-    regions,
+    precision,
     modes,
     replacement,
     form,
@@ -33,14 +29,14 @@ MODULES = (
     head,
     recurrent,
     lsuv,
-    hidden,
+    activation,
     layers,
     branches,
-    blocks,
-    gates,
+    transformer,
+    recurrence,
     settings,
     schedule,
-    gradients,
+    clipping,
     penalties,
     dropout,
     augmentation,

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradcheck.remedies.activation import hidden
-from gradcheck.remedies.clipping import gradients
+from gradcheck.remedies import activation, clipping, precision, recurrence, transformer
 from gradcheck.remedies.data import write_batches
 from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
@@ -13,11 +12,8 @@ from gradcheck.remedies.loop import write_clipping, write_epochs, write_once, wr
 from gradcheck.remedies.loss import stability, write_loss
 from gradcheck.remedies.normalization import layers
 from gradcheck.remedies.optimizer import schedule, write_settings
-from gradcheck.remedies.precision import regions
-from gradcheck.remedies.recurrence import gates
 from gradcheck.remedies.regularization import augmentation, dropout, penalties
 from gradcheck.remedies.residual import write_branches
-from gradcheck.remedies.transformer import blocks
 from gradcheck.remedies.wiring import write_parameters, zero_derivatives
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -30,21 +26,21 @@ MODULES = (
     write_targets,
     write_parameters,
     zero_derivatives,
-    regions,
+    precision,
     write_loss,
     stability,
     write_batches,
     write_weights,
     write_values,
     lsuv,
-    hidden,
+    activation,
     layers,
-    blocks,
+    transformer,
     write_branches,
-    gates,
+    recurrence,
     write_settings,
     schedule,
-    gradients,
+    clipping,
     penalties,
     dropout,
     augmentation,

@@ -21,6 +21,11 @@ from gradcheck.workload.treated import Inapplicable
 
 Names = tuple[str, ...]
 
+
+def _alone(names: str) -> tuple[Names, ...]:
+    return tuple((name,) for name in names.split())
+
+
 # Everything at once, for models with several faults that hide each other's cures; what does not fit a model is left out,
 # and what turns out to be unnecessary is dropped afterwards.
 _GENTLE: Names = ("standardize-input", "standardize-target", "weaker-weight-decay", "lower-dropout")
@@ -40,13 +45,7 @@ REBUILDS: tuple[Names, ...] = (
 
 # What made most workloads of benchmarks/repair.py train that no rate did (seeds below 1000).
 # Starts leave the architecture as it is, builds do not.
-FIRST_STARTS: tuple[Names, ...] = (
-    ("lsuv-init",),
-    ("orthogonal-init",),
-    ("standardize-input",),
-    ("standardize-target",),
-    ("weaker-weight-decay",),
-)
+FIRST_STARTS = _alone("lsuv-init orthogonal-init standardize-input standardize-target weaker-weight-decay")
 FIRST_BUILDS: tuple[Names, ...] = (
     ("replace-activation",),
     ("insert-normalization",),
@@ -57,20 +56,9 @@ FIRST_BUILDS: tuple[Names, ...] = (
 )
 
 # The rest.
-STARTS: tuple[Names, ...] = (
-    ("orthogonal-recurrent",),
-    ("forget-bias",),
-    ("chrono-init",),
-    ("he-init",),
-    ("head-scaling",),
-    ("residual-scaling",),
-    ("smaller-query-key-init",),
-    ("clip-gradient-norm",),
-    ("warm-up",),
-    ("decoupled-weight-decay",),
-    ("adam-epsilon",),
-    ("less-regularization",),
-    ("lower-dropout",),
+STARTS = _alone(
+    "orthogonal-recurrent forget-bias chrono-init he-init head-scaling residual-scaling smaller-query-key-init "
+    "clip-gradient-norm warm-up decoupled-weight-decay adam-epsilon less-regularization lower-dropout"
 )
 BUILDS: tuple[Names, ...] = (
     ("replace-activation", "lsuv-init"),

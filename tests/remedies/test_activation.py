@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.activation.hidden import insert_activation, remove_output_activation, replace_activation
+from gradcheck.remedies.activation import insert_activation, remove_output_activation, replace_activation
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, proposed, treated, unchanged, workload

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.clipping.gradients import norm_threshold, percentile
+from gradcheck.remedies.clipping import norm_threshold, percentile
 from gradcheck.types.training import Run
 from gradcheck.workload.treated import treated_copy
 from tests.literals import falling, measurement, optimizer

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.precision.regions import in_bfloat16
+from gradcheck.remedies.precision import in_bfloat16
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.recipes import measured, order, patient, step, workload
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.remedies import recurrence
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.remedies.recurrence import gates
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests import literals
@@ -50,12 +50,12 @@ def elman(read: Read = last_output, *, features: int = FEATURES, **options: Any)
 
 
 def order(kind: str = "LSTM", *layers: str) -> Fix:
-    return gates.gated_recurrence.fix("", layers=layers or ("rnn",), settings={"kind": kind})
+    return recurrence.gated_recurrence.fix("", layers=layers or ("rnn",), settings={"kind": kind})
 
 
 def given(kind: str, model: nn.Module, data: Any = SEQUENCES, optimizer: torch.optim.Optimizer | None = None) -> TreatedWorkload:
     one = patient(model, data, optimizer)
-    gates.gate(one, order(kind))
+    recurrence.gate(one, order(kind))
     return one
 
 
@@ -89,7 +89,7 @@ def test_the_weights_are_the_same_each_time_and_random_numbers_go_on_as_if_none_
         one = patient(elman(), SEQUENCES)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        gates.gate(one, order())
+        recurrence.gate(one, order())
         assert torch.equal(torch.get_rng_state(), before)
         made.append(one.model.rnn.weight_hh_l0)
     assert torch.equal(*made)
@@ -101,7 +101,7 @@ def test_type_mode_and_creation_site_are_those_of_the_old_layer() -> None:
     one = patient(model, [(x.double(), y) for x, y in SEQUENCES])
     place = literals.location(7)
     one.workload.sites = {**one.workload.sites, id(one.model.rnn): place}
-    gates.gate(one, order())
+    recurrence.gate(one, order())
     assert {p.dtype for p in one.model.rnn.parameters()} == {torch.float64}
     assert not one.model.rnn.training and one.model.head.training
     assert one.workload.sites[id(one.model.rnn)] == place
@@ -115,7 +115,7 @@ def test_the_optimizer_holds_exactly_the_parameters_of_the_model_and_no_state_of
     one = patient(model, SEQUENCES, torch.optim.Adam(model.parameters(), lr=1e-3))
     one.workload.training_step(one.model, SEQUENCES[0]).backward()
     one.optimizer.step()
-    gates.gate(one, order())
+    recurrence.gate(one, order())
     assert held(one) == {id(p) for p in one.model.parameters()}
     assert sum(len(g["params"]) for g in one.optimizer.param_groups) == len(held(one))
     assert {id(p) for p in one.optimizer.state} == {id(p) for p in one.model.head.parameters()}
@@ -152,11 +152,11 @@ def test_a_loss_that_broadcasts_does_not_hide_another_shape_of_the_output() -> N
         one = patient(elman(last_state, num_layers=2), data)
         one.replace_loss(F.mse_loss)
         if kind == "GRU":
-            gates.gate(one, order(kind))
+            recurrence.gate(one, order(kind))
             assert outputs(one).shape == (64, CLASSES)
         else:
             with pytest.raises(Inapplicable, match=r"output changes shape.*nn\.LSTM"), pytest.warns(UserWarning, match="target size"):
-                gates.gate(one, order(kind))
+                recurrence.gate(one, order(kind))
 
 
 class Started(Reader):
@@ -215,22 +215,22 @@ def test_an_lstm_comes_first_and_a_gru_second() -> None:
 
 @pytest.mark.parametrize("asked", [None, finding("GRAD003", "c"), finding("OPT001")])
 def test_all_elman_layers_are_meant_when_none_is_named(asked: Any) -> None:
-    assert [p.layers for p in gates.gated_recurrence.propose(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
+    assert [p.layers for p in recurrence.gated_recurrence.propose(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
 
 
 def test_layers_that_one_expression_makes_go_together() -> None:
     m = of(*TWO)
     m = literals.measurement(layers=tuple(literals.layer(x.name, x.kind, type=x.type, order=x.order) for x in m.layers))
-    assert gates.gated_recurrence.propose(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
+    assert recurrence.gated_recurrence.propose(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
 
 
 @pytest.mark.parametrize("m", [of(*TWO[2:]), of(*TWO, pretrained=True)])
 def test_nothing_for_gated_layers_cells_and_trained_models(m: Any) -> None:
-    assert gates.gated_recurrence.propose(None, m) == []
+    assert recurrence.gated_recurrence.propose(None, m) == []
 
 
 def test_what_is_proposed_for_a_measured_model_can_be_applied() -> None:
-    one = treated(gates.gated_recurrence, elman(), VANISHES, data=SEQUENCES)
+    one = treated(recurrence.gated_recurrence, elman(), VANISHES, data=SEQUENCES)
     assert [x.type for x in measured(one.model, SEQUENCES).of_kind("recurrent")] == ["LSTM"]
 
 
@@ -255,6 +255,6 @@ def test_an_lstm_recalls_the_first_of_24_tokens_in_steps_that_leave_an_elman_lay
     model = Reader(nn.RNN(6, 64, batch_first=True), width=64, classes=2)
     one = patient(model, recalled(), torch.optim.Adam(model.parameters(), lr=1e-3))
     chance, untreated = math.log(2), losses(one, 100)
-    gates.gate(one, order())
+    recurrence.gate(one, order())
     assert min(untreated) > 0.9 * chance
     assert max(losses(one, 100)[-8:]) < 0.1 * chance

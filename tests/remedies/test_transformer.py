@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.transformer import blocks
+from gradcheck.remedies import transformer
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged
 
@@ -49,7 +49,7 @@ def own() -> nn.Module:
 def test_torchs_blocks_are_turned_and_their_stack_closed_by_a_norm() -> None:
     model = encoder()
     with unchanged(model):
-        one = treated(blocks.pre_norm, model, finding("NORM008"), data=SEQUENCES)
+        one = treated(transformer.pre_norm, model, finding("NORM008"), data=SEQUENCES)
     slow = one.workload.batches[0][0]
     for layer in model.body.layers:
         layer.norm_first = True
@@ -63,7 +63,7 @@ def test_torchs_blocks_are_turned_and_their_stack_closed_by_a_norm() -> None:
 def test_blocks_of_the_users_own_are_turned_in_their_code() -> None:
     model = own()
     with unchanged(model):
-        one = treated(blocks.pre_norm, model, finding("NORM008"), data=SEQUENCES)
+        one = treated(transformer.pre_norm, model, finding("NORM008"), data=SEQUENCES)
     x = one.workload.batches[0][0]
     for block in model.body:
         x = x + block.mix(block.norm1(x))
@@ -75,7 +75,7 @@ def test_blocks_of_the_users_own_are_turned_in_their_code() -> None:
 def test_what_has_no_such_form_is_refused() -> None:
     one = patient(Pooled(nn.LayerNorm(16)), data=SEQUENCES)
     with pytest.raises(Inapplicable, match="no form that can be turned"):
-        blocks.pre_norm.apply(one, blocks.pre_norm.fix("", layers=("body",)))
+        transformer.pre_norm.apply(one, transformer.pre_norm.fix("", layers=("body",)))
 
 
 # ------------------------------------------------------------------------- queries and keys
@@ -110,7 +110,7 @@ class Separate(nn.Module):
 def test_the_logits_start_with_standard_deviation_one(make: type[nn.Module]) -> None:
     model = Pooled(make())
     with unchanged(model):
-        one = treated(blocks.smaller_query_key_init, model, SHARP, data=SEQUENCES, rule="ACT005")
+        one = treated(transformer.smaller_query_key_init, model, SHARP, data=SEQUENCES, rule="ACT005")
     (before,), (after,) = measured(model, SEQUENCES, rule="ACT005").attentions, measured(one.model, SEQUENCES, rule="ACT005").attentions
     assert (before.logit_std or 0) > 20 and after.logit_std == pytest.approx(1.0, rel=0.1)
     values = one.model.body.qkv.weight[32:] if make is Fused else one.model.body.v_proj.weight
@@ -123,7 +123,7 @@ def test_torchs_attention(width: int | None) -> None:
     one = patient(nn.Sequential(nn.Linear(16, 4)))
     one.workload.model = nn.Sequential(layer)
     before = {k: v.clone() for k, v in layer.state_dict().items()}
-    blocks.smaller(one, blocks.smaller_query_key_init.fix("", layers=("0",), settings={"factor": 0.5}))
+    transformer.smaller(one, transformer.smaller_query_key_init.fix("", layers=("0",), settings={"factor": 0.5}))
     for key, now in layer.state_dict().items():
         scaled = before[key].clone()
         if key.startswith("in_proj"):
@@ -135,10 +135,10 @@ def test_torchs_attention(width: int | None) -> None:
 
 def test_separate_queries_and_keys_are_normalised_and_fused_ones_refused() -> None:
     model = Pooled(Separate())
-    one = treated(blocks.qk_norm, model, SHARP, data=SEQUENCES, rule="ACT005")
+    one = treated(transformer.qk_norm, model, SHARP, data=SEQUENCES, rule="ACT005")
     assert (measured(one.model, SEQUENCES, rule="ACT005").attentions[0].logit_std or 0) < 2
-    (wanted,) = blocks.qk_norm.propose(SHARP, measured(model, SEQUENCES, rule="ACT005"))
+    (wanted,) = transformer.qk_norm.propose(SHARP, measured(model, SEQUENCES, rule="ACT005"))
     assert wanted.settings["projections"] == "body.q_proj,body.k_proj"
     fused = Pooled(Fused())
     with pytest.raises(Inapplicable, match="one matrix makes"):
-        treated(blocks.qk_norm, fused, SHARP, data=SEQUENCES, rule="ACT005")
+        treated(transformer.qk_norm, fused, SHARP, data=SEQUENCES, rule="ACT005")

@@ -224,7 +224,7 @@ def shuffle(p: Fix, context: Context) -> None:
     """shuffle=True for the loader of the training data."""
     draft, loader = training_loader(context)
     if argument(loader, "sampler") is not None or argument(loader, "batch_sampler") is not None:
-        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a sampler of its own")
+        raise draft.refusal(loader, "the loader has a sampler of its own")
     set_argument(draft, loader, "shuffle", "True", 2)
 
 

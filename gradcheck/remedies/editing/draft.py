@@ -133,6 +133,10 @@ class Draft:
             raise Unwritable(f"{location}: no expression is there")
         return min(around, key=lambda pair: pair[0])[1]
 
+    def refusal(self, node: ast.expr | ast.stmt, why: str) -> Unwritable:
+        """The error that says what stands in the way, and where."""
+        return Unwritable(f"{self.path}:{node.lineno}: {why}")
+
     # ------------------------------------------------------------------ edits
 
     def edit(self, edits: Iterable[Edit]) -> None:
@@ -149,7 +153,7 @@ class Draft:
             raise Unwritable(f"{self.path}: the edited file would not be valid Python ({error})") from error
         changed = next(strayed(self.tree, self.text, after, text, ordered), None)
         if changed is not None:
-            raise Unwritable(f"{self.path}:{changed.lineno}: the edit would change more than intended")
+            raise self.refusal(changed, "the edit would change more than intended")
         self.text = text
         self.history.append(ordered)
 

@@ -20,7 +20,7 @@ def call_of(context: Context, place: Location | None, names: tuple[str, ...], wh
         raise Unwritable(f"{what} is not written in your files")
     draft, call = context.call_at(place, what)
     if called(call) not in names:
-        raise Unwritable(f"{draft.path}:{call.lineno}: {what} is not a plain call of {names[0]}")
+        raise draft.refusal(call, f"{what} is not a plain call of {names[0]}")
     return draft, call
 
 
@@ -88,7 +88,7 @@ def code_of(draft: Draft, statement: ast.stmt) -> str:
     """The source of a statement, without its indentation. Raises Unwritable for strings over several lines."""
     strings = (n for n in ast.walk(statement) if isinstance(n, (ast.Constant, ast.JoinedStr)) and n.end_lineno != n.lineno)
     if next(strings, None) is not None:
-        raise Unwritable(f"{draft.path}:{statement.lineno}: a string over several lines stands in the statement")
+        raise draft.refusal(statement, "a string over several lines stands in the statement")
     return textwrap.dedent(indent_of(draft, statement) + draft.source(statement))
 
 
@@ -97,7 +97,7 @@ def plain(draft: Draft, call: ast.Call) -> ast.stmt:
     statement = statement_of(draft, call)
     if isinstance(statement, (ast.Expr, ast.Assign)) and statement.value is call:
         return statement
-    raise Unwritable(f"{draft.path}:{call.lineno}: the call is a part of a larger statement")
+    raise draft.refusal(call, "the call is a part of a larger statement")
 
 
 def steps(context: Context) -> Iterator[tuple[Draft, ast.Call]]:

@@ -57,7 +57,7 @@ def call_at_or_above(draft: Draft, node: ast.expr) -> ast.Call:
     parent = draft.parent(node)
     if isinstance(parent, ast.Call) and parent.func is node:
         return parent
-    raise Unwritable(f"{draft.path}:{node.lineno}: no call is written there")
+    raise draft.refusal(node, "no call is written there")
 
 
 ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant, ast.List, ast.Dict, ast.Set, ast.ListComp)
@@ -148,7 +148,7 @@ def _appended(draft: Draft, call: ast.Call, text: str) -> Edit:
         return Edit(start, start, f"{text}, ")
     end = draft.span(last)[1]
     if isinstance(last, ast.GeneratorExp):  # f(x for x in y): the brackets are those of the call
-        raise Unwritable(f"{draft.path}:{call.lineno}: a bare generator leaves no room for a second argument")
+        raise draft.refusal(call, "a bare generator leaves no room for a second argument")
     start = draft.span(last)[0]
     head = draft.text[draft.text.rfind("\n", 0, start) + 1 : start]
     if len(arguments) > 1 and not head.strip() and last.lineno != call.lineno:
@@ -160,7 +160,7 @@ def remove_argument(draft: Draft, call: ast.Call, name: str) -> None:
     """Removes a keyword, with its comma."""
     keyword = next((k for k in call.keywords if k.arg == name), None)
     if keyword is None:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the call has no {name}=")
+        raise draft.refusal(call, f"the call has no {name}=")
     remove_item(draft, keyword, [*call.args, *call.keywords])
 
 

@@ -132,7 +132,7 @@ def _refuse_reached(context: Context, wanted: set[str]) -> None:
         reader = Reader(context, draft)
         for node in ast.walk(function) if function is not None else ():
             if isinstance(node, ast.expr) and _numbered_reach(reader, node, wanted):
-                raise Unwritable(f"{draft.path}:{node.lineno}: {HELPER} reaches into the layer")
+                raise draft.refusal(node, f"{HELPER} reaches into the layer")
 
 
 def _numbered_reach(reader: Reader, node: ast.expr, wanted: set[str]) -> bool:
@@ -164,10 +164,10 @@ def _refuse_unpacking(reader: Reader, holders: set[str]) -> None:
     draft = reader.draft
     for loop in unpacking(draft):
         if reader.members(loop.iter) & holders:
-            raise Unwritable(f"{draft.path}:{loop.lineno}: the loop counts on the number of layers in each block")
+            raise draft.refusal(loop, "the loop counts on the number of layers in each block")
     for node in every(draft.tree, ast.Subscript):
         if isinstance(node.slice, ast.Slice) and reader.owners(node.value) & holders:
-            raise Unwritable(f"{draft.path}:{node.lineno}: {draft.source(node)} counts on the order of the layers")
+            raise draft.refusal(node, f"{draft.source(node)} counts on the order of the layers")
 
 
 def unpacking(draft: Draft) -> list[ast.For]:

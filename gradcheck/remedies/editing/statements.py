@@ -49,7 +49,7 @@ def _beside(draft: Draft, statement: ast.stmt, code: str, *, before: bool) -> No
     _unfold(draft, block)
     same = min((s for s in ast.walk(draft.tree) if isinstance(s, ast.stmt)), key=lambda s: _unlike(s, statement))
     if ast.dump(same) != ast.dump(statement):
-        raise Unwritable(f"{draft.path}:{statement.lineno}: there is no room for a statement")
+        raise draft.refusal(statement, "there is no room for a statement")
     _beside(draft, same, code, before=before)
 
 
@@ -65,7 +65,7 @@ def block_of(draft: Draft, statement: ast.stmt) -> list[ast.stmt]:
         block = getattr(parent, name, None)
         if isinstance(block, list) and any(one is statement for one in block):
             return block
-    raise Unwritable(f"{draft.path}:{statement.lineno}: the statement stands in no block")
+    raise draft.refusal(statement, "the statement stands in no block")
 
 
 def _unfold(draft: Draft, block: list[ast.stmt]) -> None:
@@ -89,7 +89,7 @@ def _unfold(draft: Draft, block: list[ast.stmt]) -> None:
     if trailing := re.match(r"[ \t]*;", draft.text[end:]):
         edits.append(Edit(end, end + trailing.end(), ""))
     if not edits:
-        raise Unwritable(f"{draft.path}:{block[0].lineno}: there is no room for a statement")
+        raise draft.refusal(block[0], "there is no room for a statement")
     draft.edit(edits)
 
 

@@ -28,7 +28,7 @@ def clipping(p: Fix, context: Context) -> None:
         draft, call = call_of(context, clip.site, CLIPPING, "the clipping")
         _, step = step_of(context)
         if not call.args:
-            raise Unwritable(f"{draft.path}:{call.lineno}: the call names its parameters by keyword")
+            raise draft.refusal(call, "the call names its parameters by keyword")
         draft.replace(call.args[0], parameters(draft, step, optimizer_of(draft, step, loop_of(context))))
     else:
         _unscale(context, clip.site)
@@ -46,7 +46,7 @@ def _beside_step(context: Context, site: Location | None) -> tuple[Draft, ast.Ca
     draft, call = call_of(context, site, CLIPPING, "the clipping")
     home, step = step_of(context)
     if home is not draft or scope_of(draft, call) is not scope_of(draft, step):
-        raise Unwritable(f"{draft.path}:{call.lineno}: it stands in another function than the step")
+        raise draft.refusal(call, "it stands in another function than the step")
     return draft, call, step
 
 
@@ -80,7 +80,7 @@ def _step_by_scaler(context: Context, name: str) -> None:
     """`optimizer.step()` becomes `scaler.step(optimizer)` and `scaler.update()`."""
     draft, step = step_of(context)
     if step.args or step.keywords:
-        raise Unwritable(f"{draft.path}:{step.lineno}: the step has arguments")
+        raise draft.refusal(step, "the step has arguments")
     optimizer = optimizer_of(draft, step, loop_of(context))
     if not any(owner_of(c) == name for c in calls(scope_of(draft, step), "update")):
         insert_after(draft, plain(draft, step), f"{name}.update()")
@@ -91,7 +91,7 @@ def _scaler_where_scaled(context: Context) -> str:
     used = loop_of(context).scaler
     draft, scale = call_of(context, used.scale_site if used is not None else None, ("scale",), "where the loss is scaled")
     if not owner_of(scale):
-        raise Unwritable(f"{draft.path}:{scale.lineno}: the scaler has no name")
+        raise draft.refusal(scale, "the scaler has no name")
     return owner_of(scale)
 
 
@@ -99,7 +99,7 @@ def _unscale(context: Context, site: Location | None) -> None:
     draft, call, step = _beside_step(context, site)
     name = _scaler_where_scaled(context)
     if any(owner_of(c) == name for one in preceding(draft, call) for c in calls(one, "unscale_")):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the gradients are unscaled before it already")
+        raise draft.refusal(call, "the gradients are unscaled before it already")
     insert_before(draft, call, f"{name}.unscale_({optimizer_of(draft, step, loop_of(context))})")
 
 
@@ -112,7 +112,7 @@ def average(p: Fix, context: Context) -> None:
     draft, backward = backward_of(context)
     assert isinstance(backward.func, ast.Attribute)
     if loop.weight is None or loop.accumulated is None or abs(loop.weight - loop.accumulated) > 0.01 * loop.accumulated:
-        raise Unwritable(f"{draft.path}:{backward.lineno}: the loss is divided already, by another number")
+        raise draft.refusal(backward, "the loss is divided already, by another number")
     number = _count(context, draft, loop.accumulated)
     loss = backward.func.value
     scale = loop.scaler is not None and isinstance(loss, ast.Call) and bool(loss.args) and next(calls(loss, "scale"), None) is loss

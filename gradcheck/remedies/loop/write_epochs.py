@@ -60,7 +60,7 @@ def _model(context: Context, draft: Draft, backward: ast.Call, home: Draft, eval
         where, forward = context.call_at(batches.site, "the call of the model")
         if where is draft and scope_of(draft, forward) is scope and dotted(forward.func):
             return dotted(forward.func)
-    raise Unwritable(f"{draft.path}:{backward.lineno}: it is not plain what the model is called where it is trained")
+    raise draft.refusal(backward, "it is not plain what the model is called where it is trained")
 
 
 def _evaluating(draft: Draft, loop: Loop, home: Draft, evaluation: ast.Call) -> ast.stmt | None:
@@ -71,7 +71,7 @@ def _evaluating(draft: Draft, loop: Loop, home: Draft, evaluation: ast.Call) -> 
             return None
         block = block_of(draft, statement_of(draft, evaluation))
         if block is loop.body:
-            raise Unwritable(f"{draft.path}:{evaluation.lineno}: each step puts the model into evaluation mode")
+            raise draft.refusal(evaluation, "each step puts the model into evaluation mode")
         return block[-1]
     if function is None:
         return None
@@ -88,10 +88,10 @@ def per_epoch(p: Fix, context: Context) -> None:
     draft, call = call_of(context, site, ("step",), "the schedule's step")
     around = loops(draft, call)
     if len(around) < 2:
-        raise Unwritable(f"{draft.path}:{call.lineno}: there is no loop over epochs around it: give the schedule in steps")
+        raise draft.refusal(call, "there is no loop over epochs around it: give the schedule in steps")
     statement = plain(draft, call)
     if block_of(draft, statement) is not around[0].body or call.args or call.keywords:
-        raise Unwritable(f"{draft.path}:{call.lineno}: it depends on more than the step")
+        raise draft.refusal(call, "it depends on more than the step")
     insert_after(draft, around[0], code_of(draft, statement))
     remove_statement(draft, statement)
 
@@ -103,9 +103,9 @@ def per_batch(p: Fix, context: Context) -> None:
     home, step = step_of(context)
     statement = plain(draft, call)
     if call.args or call.keywords or isinstance(draft.parent(statement), ast.If):
-        raise Unwritable(f"{draft.path}:{call.lineno}: it depends on more than the epoch")
+        raise draft.refusal(call, "it depends on more than the epoch")
     if home is not draft or not _known_there(draft, call, step):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the schedule has no name where the optimizer steps")
+        raise draft.refusal(call, "the schedule has no name where the optimizer steps")
     insert_after(draft, step_end(draft, step), code_of(draft, statement))
     remove_statement(draft, statement)
 
@@ -126,11 +126,11 @@ def batch(p: Fix, context: Context) -> None:
     draft, backward = backward_of(context)
     around = loops(draft, backward)
     if not around:
-        raise Unwritable(f"{draft.path}:{backward.lineno}: the step is in no loop")
+        raise draft.refusal(backward, "the step is in no loop")
     taken = [n for n in ast.walk(scope_of(draft, backward)) if _first_of_loader(n)]
     inside = [n for n in taken if around[0] in draft.ancestors(n)]
     if len(taken) != 1:
-        raise Unwritable(f"{draft.path}:{backward.lineno}: the batch is not taken by a single next(iter(loader))")
+        raise draft.refusal(backward, "the batch is not taken by a single next(iter(loader))")
     loader = _loader(draft, taken[0])
     if not inside:
         _into(draft, around[0], taken[0])
@@ -150,9 +150,9 @@ def _loader(draft: Draft, taken: ast.AST) -> ast.Call:
     given = taken.args[0].args[0] if taken.args[0].args else None
     made = assigned(draft, given) if isinstance(given, ast.Name) else given
     if not isinstance(made, ast.Call) or called(made) != "DataLoader":
-        raise Unwritable(f"{draft.path}:{taken.lineno}: the loader is not made in this file")
+        raise draft.refusal(taken, "the loader is not made in this file")
     if argument(made, "sampler") is not None or argument(made, "batch_sampler") is not None:
-        raise Unwritable(f"{draft.path}:{made.lineno}: the loader has a sampler of its own")
+        raise draft.refusal(made, "the loader has a sampler of its own")
     return made
 
 
@@ -160,12 +160,12 @@ def _into(draft: Draft, loop: Loop, taken: ast.AST) -> None:
     """Moves the statement that takes the batch from before the loop to the top of its body."""
     statement = statement_of(draft, taken)
     if not isinstance(statement, ast.Assign) or statement.value is not taken or block_of(draft, statement) is not block_of(draft, loop):
-        raise Unwritable(f"{draft.path}:{statement.lineno}: the batch is not taken right in front of the loop")
+        raise draft.refusal(statement, "the batch is not taken right in front of the loop")
     names = names_in(*statement.targets)
     block = block_of(draft, statement)
     place, target = (next(i for i, one in enumerate(block) if one is s) for s in (statement, loop))
     if target < place or names & names_in(*block[place + 1 : target]):
-        raise Unwritable(f"{draft.path}:{statement.lineno}: the batch is used before the loop too")
+        raise draft.refusal(statement, "the batch is used before the loop too")
     insert_before(draft, loop.body[0], code_of(draft, statement))
     remove_statement(draft, statement)
 

@@ -34,7 +34,7 @@ def keep(p: Fix, context: Context) -> None:
     draft, call = context.call_at(p.location)
     statement = plain(draft, call)
     if not isinstance(statement, ast.Assign):
-        raise Unwritable(f"{draft.path}:{call.lineno}: what is made gets no name")
+        raise draft.refusal(call, "what is made gets no name")
     around = loops(draft, call)
     made, used = names_in(*statement.targets), names_in(call)
     outer = None
@@ -43,10 +43,10 @@ def keep(p: Fix, context: Context) -> None:
             break
         outer = loop
     if outer is None:
-        raise Unwritable(f"{draft.path}:{call.lineno}: it is made from what changes in the loop, or in a function that is called from it")
+        raise draft.refusal(call, "it is made from what changes in the loop, or in a function that is called from it")
     others = [n for n in every(outer, ast.Assign) if n is not statement and made & names_in(*n.targets)]
     if others:
-        raise Unwritable(f"{draft.path}:{others[0].lineno}: the loop gives the name to something else as well")
+        raise draft.refusal(others[0], "the loop gives the name to something else as well")
     insert_before(draft, outer, code_of(draft, statement))
     remove_statement(draft, statement)
 
@@ -98,7 +98,7 @@ def keep_graph(p: Fix, context: Context) -> None:
     draft, node = context.at(p.location)
     kept = _tensor(node)
     if kept is None:
-        raise Unwritable(f"{draft.path}:{node.lineno}: it is not written there what cuts the gradient off")
+        raise draft.refusal(node, "it is not written there what cuts the gradient off")
     whole = _whole(draft, node)
     statement = statement_of(draft, whole)
     if isinstance(statement, ast.Assign) and statement.value is whole and [dotted(t) for t in statement.targets] == [dotted(kept)]:
@@ -154,14 +154,12 @@ def weigh(p: Fix, context: Context) -> None:
     around = loops(draft, backward)
     group = around[0] if around else None
     if not isinstance(group, ast.For) or not isinstance(group.iter, ast.Name) or len(around) < 2 or (scaler is not None and scaler.steps):
-        raise Unwritable(
-            f"{draft.path}:{backward.lineno}: the micro-batches of a step are not in a list, and cannot be counted before the first"
-        )
+        raise draft.refusal(backward, "the micro-batches of a step are not in a list, and cannot be counted before the first")
     loss = _loss(draft, backward, group)
     taken, used = names_in(group.target), names_in(loss.args[1])
     names = {n.id for n in own(scope_of(draft, backward)) if isinstance(n, ast.Name)}
     if not used or not used <= taken or COUNT in names:
-        raise Unwritable(f"{draft.path}:{loss.lineno}: the targets are made in the loop, and cannot be counted before it")
+        raise draft.refusal(loss, "the targets are made in the loop, and cannot be counted before it")
     counting = f"{COUNT} = sum({_counted(draft, loss)} for {draft.source(group.target)} in {group.iter.id})"
     insert_before(draft, group, counting)
     _weighed(draft, loss, backward)
@@ -171,7 +169,7 @@ def _loss(draft: Draft, backward: ast.Call, group: ast.AST) -> ast.Call:
     """The only loss of the loop, which is a mean. Raises Unwritable where it is no plain call of torch's."""
     found = list(calls(group, *CLASSES, *NUMBERS))
     if len(found) != 1 or len(found[0].args) < 2 or any(argument(found[0], name) is not None for name in ("reduction", "weight")):
-        raise Unwritable(f"{draft.path}:{backward.lineno}: no single plain loss of torch.nn.functional stands in the loop")
+        raise draft.refusal(backward, "no single plain loss of torch.nn.functional stands in the loop")
     return found[0]
 
 
@@ -192,7 +190,7 @@ def _weighed(draft: Draft, loss: ast.Call, backward: ast.Call) -> None:
     whole = draft.parent(loss)
     if isinstance(whole, ast.BinOp):
         if not isinstance(whole.op, ast.Div) or whole.left is not loss or isinstance(draft.parent(whole), ast.BinOp):
-            raise Unwritable(f"{draft.path}:{loss.lineno}: the loss is a part of a larger expression")
+            raise draft.refusal(loss, "the loss is a part of a larger expression")
         draft.replace(whole.right, COUNT)
     else:
         draft.replace(loss, f"{draft.source(loss)} / {COUNT}")

@@ -34,7 +34,7 @@ def optimizer_of(draft: Draft, step: ast.Call, loop: LoopFacts) -> str:
     """What the optimizer is called where it steps, by itself, with a closure or by a scaler."""
     name = dotted(step.args[0]) if step.args and loop.scaler is not None and loop.scaler.steps else owner_of(step)
     if not name:
-        raise Unwritable(f"{draft.path}:{step.lineno}: the optimizer that steps has no name")
+        raise draft.refusal(step, "the optimizer that steps has no name")
     return name
 
 
@@ -144,11 +144,11 @@ def _clear_earlier(context: Context) -> None:
     _, backward = backward_of(context)
     shared = common(draft, step, backward)
     if shared is None:
-        raise Unwritable(f"{draft.path}:{step.lineno}: backward pass and step are not in one function")
+        raise draft.refusal(step, "backward pass and step are not in one function")
     block, at_step, at_backward = shared
     between = [c for one in block[at_backward : at_step + 1] for c in calls(one, *CLEARING) if _between(draft, backward, c, step)]
     if len(between) != 1:
-        raise Unwritable(f"{draft.path}:{step.lineno}: no single call of zero_grad stands between backward pass and step")
+        raise draft.refusal(step, "no single call of zero_grad stands between backward pass and step")
     moved = plain(draft, between[0])
     text = draft.source(moved)
     before = [dotted(c.func) for one in block[:at_backward] for c in calls(one, *CLEARING)]
@@ -170,7 +170,7 @@ def _clear_after_step(context: Context) -> None:
     moved = plain(draft, clearing)
     home, step = step_of(context)
     if home is not draft or scope_of(draft, clearing) is not scope_of(draft, step):
-        raise Unwritable(f"{draft.path}:{clearing.lineno}: gradients are cleared in another function than the step")
+        raise draft.refusal(clearing, "gradients are cleared in another function than the step")
     insert_after(draft, step_end(draft, step), draft.source(moved))
     remove_statement(draft, moved)
 
@@ -216,7 +216,7 @@ def _optimizer(context: Context, draft: Draft, backward: ast.Call) -> str:
     name = named(home, made)
     if home is draft and (name.startswith("self.") or scope_of(draft, made) in (scope, draft.tree)) and name:
         return name
-    raise Unwritable(f"{draft.path}:{backward.lineno}: it is not plain what the optimizer is called there")
+    raise draft.refusal(backward, "it is not plain what the optimizer is called there")
 
 
 def _scaler(context: Context, draft: Draft, backward: ast.Call) -> str:

@@ -13,9 +13,9 @@ def attention(p: Fix, context: Context) -> None:
     """`F.scaled_dot_product_attention(q, k, v)` gets its `is_causal=True`."""
     draft, call = context.call_at(p.location)
     if called(call) != "scaled_dot_product_attention":
-        raise Unwritable(f"{draft.path}:{call.lineno}: it is not written there how the attention is called")
+        raise draft.refusal(call, "it is not written there how the attention is called")
     if argument(call, "attn_mask", 3) is not None:
-        raise Unwritable(f"{draft.path}:{call.lineno}: it has a mask, which takes no is_causal beside it")
+        raise draft.refusal(call, "it has a mask, which takes no is_causal beside it")
     set_argument(draft, call, "is_causal", "True", 5)
 
 
@@ -23,10 +23,10 @@ def merge(p: Fix, context: Context) -> None:
     """`y.view(b, t, d)` of [b, heads, t, size] becomes `y.transpose(1, 2).reshape(b, t, d)`."""
     draft, call = context.call_at(p.location)
     if not isinstance(call.func, ast.Attribute) or called(call) not in ("view", "reshape"):
-        raise Unwritable(f"{draft.path}:{call.lineno}: it is not written there how the heads are merged")
+        raise draft.refusal(call, "it is not written there how the heads are merged")
     arguments = ", ".join(draft.source(a) for a in call.args)
     if call.keywords:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the shape is not given in plain arguments")
+        raise draft.refusal(call, "the shape is not given in plain arguments")
     draft.replace(call, f"{draft.source(call.func.value)}.transpose(1, 2).reshape({arguments})")
 
 
@@ -42,7 +42,7 @@ def shift(p: Fix, context: Context) -> None:
     ahead = next((s.ahead for s in streams if p.location in (s.loss_site, s.read_site)), None)
     scores, target = argument(call, "input", 0), argument(call, "target", 1)
     if scores is None or target is None or ahead is None or called(call) in NUMBERS:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the loss is no plain call of cross_entropy there")
+        raise draft.refusal(call, "the loss is no plain call of cross_entropy there")
     ends = [(_end(scores), CUT), (_end(target), SHIFTED)]
     sliced = [draft.source(end).endswith(cut) for end, cut in ends]
     if ahead > 1 and all(sliced):
@@ -50,7 +50,7 @@ def shift(p: Fix, context: Context) -> None:
     elif ahead == 0 and not any(sliced):
         texts = [f"{closed(draft, end)}{cut}" for end, cut in ends]
     else:
-        raise Unwritable(f"{draft.path}:{call.lineno}: it is not written there where the labels are shifted")
+        raise draft.refusal(call, "it is not written there where the labels are shifted")
     wholes = zip((scores, target), ends, texts, strict=True)
     draft.edit([Edit(*draft.span(whole), _reshaped(draft, whole, end, text)) for whole, (end, _), text in wholes])
 

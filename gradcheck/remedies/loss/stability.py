@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from gradcheck.remedies.definition import of_loss
 from gradcheck.remedies.editing.context import Context, Writer, word
-from gradcheck.remedies.editing.draft import Unwritable
 from gradcheck.remedies.editing.names import original, written
 from gradcheck.remedies.editing.nodes import argument, called, dotted
 from gradcheck.remedies.modules.rewriting import expression, torch_function
@@ -181,7 +180,7 @@ def _write(p: Fix, context: Context, form: Callable[[Forms, ast.expr], ast.expr 
     draft, node = context.at(p.location)
     new = form(Forms(lambda holder: original(draft, dotted(holder)).split(".")[0] == "torch"), node)
     if new is None:
-        raise Unwritable(f"{draft.path}:{node.lineno}: the operation is not of a form that is known to be mended")
+        raise draft.refusal(node, "the operation is not of a form that is known to be mended")
     draft.replace(node, written(draft, new))
 
 

@@ -2,7 +2,7 @@
 
 import ast
 
-from gradcheck.remedies.activation.hidden import operand_of, put_in_place
+from gradcheck.remedies.activation import operand_of, put_in_place
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import original, spelled
@@ -35,7 +35,7 @@ def average(p: Fix, context: Context) -> None:
         return
     given = argument(place, "reduction")
     if summed or not isinstance(given, ast.Constant) or given.value != "sum":
-        raise Unwritable(f"{draft.path}:{place.lineno}: it is not written there what sums the term")
+        raise draft.refusal(place, "it is not written there what sums the term")
     set_argument(draft, place, "reduction", '"mean"')
 
 
@@ -190,7 +190,7 @@ def _with_operands(context: Context, draft: Draft, call: ast.Call, loss: str, fi
     if called(call) == loss:
         output, target = argument(call, "input", 0), argument(call, "target", 1)
         if output is None or target is None:
-            raise Unwritable(f"{draft.path}:{call.lineno}: the operands of the loss are not written there")
+            raise draft.refusal(call, "the operands of the loss are not written there")
         texts = [closed(draft, x) for x in (output, target)]
         draft.edit([_to(draft, output, first.format(*texts)), _to(draft, target, second.format(*texts))])
         if new != loss:
@@ -211,7 +211,7 @@ def _as_function(draft: Draft, call: ast.Call, function: str, first: str, second
     if isinstance(target, ast.Name) and isinstance(draft.parent(statement), ast.Module):
         kept = [draft.source(k) for k in call.keywords]
         if call.args:
-            raise Unwritable(f"{draft.path}:{call.lineno}: the loss is created with arguments by position")
+            raise draft.refusal(call, "the loss is created with arguments by position")
         tensor, loss = spelled(draft, "torch.Tensor"), spelled(draft, f"torch.nn.functional.{function}")
         operands = [x.format("output", "target") for x in (first, second)]
         newline = draft.document.newline
@@ -221,7 +221,7 @@ def _as_function(draft: Draft, call: ast.Call, function: str, first: str, second
         draft.replace(statement, newline + newline + code + newline)
         return
     if target is None or not dotted(target):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the loss has no name")
+        raise draft.refusal(call, "the loss has no name")
     _at_calls(draft, dotted(target), first, second)
 
 
@@ -270,7 +270,7 @@ def _later(draft: Draft, call: ast.Call) -> None:
         if isinstance(node.op, ast.USub) and target is not None and dotted(node.operand) == dotted(target):
             draft.replace(node, in_place_of(draft, node.operand, node))
             return
-    raise Unwritable(f"{draft.path}:{call.lineno}: the sign is not written there")
+    raise draft.refusal(call, "the sign is not written there")
 
 
 # ----------------------------------------------------------------------------- label smoothing

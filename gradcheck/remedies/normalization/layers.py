@@ -276,7 +276,7 @@ def _norm(p: Fix, context: Context, draft: Draft, call: ast.Call, kind: str) -> 
     conv = "Conv" in called(call)
     width = argument(call, "out_channels" if conv else "out_features", 1)
     if width is None:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the width of the layer is not written there")
+        raise draft.refusal(call, "the width of the layer is not written there")
     text = draft.source(width)
     dims = called(call)[-2:]
     if kind.startswith("BatchNorm"):

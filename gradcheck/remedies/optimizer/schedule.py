@@ -5,7 +5,7 @@ from functools import partial
 
 from gradcheck.remedies.definition import optimizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
-from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.loop import Loop, loops, steps
 from gradcheck.remedies.editing.names import spelled
 from gradcheck.remedies.editing.nodes import (
@@ -123,7 +123,7 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     for draft in context.all_drafts():
         for node in every(draft.tree, ast.Call):
             if called(node).endswith(("LR", "WarmRestarts")):
-                raise Unwritable(f"{draft.path}:{node.lineno}: the source has a schedule of its own")
+                raise draft.refusal(node, "the source has a schedule of its own")
     found = next(iter(steps(context)), None)
     if found is None:
         return "", None
@@ -132,9 +132,9 @@ def _length(context: Context) -> tuple[str, Loop | None]:
     outer = around[-1] if around else None
     counted = next(iter(calls_in(outer.iter, "range")), None) if isinstance(outer, ast.For) else None
     if counted is None or len(counted.args) != 1:
-        raise Unwritable(f"{draft.path}:{step.lineno}: the loop does not say how long the training is")
+        raise draft.refusal(step, "the loop does not say how long the training is")
     if not _known(context, draft, counted.args[0]):
-        raise Unwritable(f"{draft.path}:{step.lineno}: the length of the training is not known where the optimizer is made")
+        raise draft.refusal(step, "the length of the training is not known where the optimizer is made")
     return closed(draft, counted.args[0]), outer
 
 

@@ -32,11 +32,11 @@ def adam(p: Fix, context: Context) -> None:
     """Adam, with weight decay AdamW, for SGD: its name, its rate and its decay; what only SGD has goes."""
     draft, call = created(context)
     if called(call) != "SGD":
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not created as SGD there")
+        raise draft.refusal(call, "the optimizer is not created as SGD there")
     if len(call.args) > _MOST_POSITIONS or any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
-        raise Unwritable(f"{draft.path}:{call.lineno}: not every setting of SGD has its name there")
+        raise draft.refusal(call, "not every setting of SGD has its name there")
     if any(own_values(draft, call, name) for name in _SGD_ALONE):
-        raise Unwritable(f"{draft.path}:{call.lineno}: groups of the optimizer have settings that only SGD has")
+        raise draft.refusal(call, "groups of the optimizer have settings that only SGD has")
     if calls_in(draft.tree, "CyclicLR"):
         raise Unwritable(f"{draft.path}: a cyclic schedule has rates of its own")
     rate(p, context)
@@ -73,7 +73,7 @@ def rate(p: Fix, context: Context) -> None:
         raise Unwritable("the groups of the optimizer have rates of their own")
     for value in groups:
         if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
-            raise Unwritable(f"{draft.path}:{value.lineno}: the rate of a group is not a number in the source")
+            raise draft.refusal(value, "the rate of a group is not a number in the source")
         draft.replace(value, literal(value.value * new / old))
     given = argument(call, "lr", _RATE_POSITION)
     if given is not None:
@@ -89,7 +89,7 @@ def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
         if node.args and name and dotted(node.args[0]) == name:
             given = argument(node, "max_lr", 1)
             if given is None or isinstance(given, (ast.List, ast.Tuple)):
-                raise Unwritable(f"{draft.path}:{node.lineno}: the schedule has a highest rate for each group")
+                raise draft.refusal(node, "the schedule has a highest rate for each group")
             set_value(draft, given, text)
             return True
     return False
@@ -162,7 +162,7 @@ def groups(p: Fix, context: Context) -> None:
             _halve(draft, group)
         return
     if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of modules")
+        raise draft.refusal(call, "the optimizer is not given the parameters of modules")
     if context.measurement.optimizer.weight_decay <= 0:
         raise Unwritable("the optimizer has no weight decay of its own")
     if taken := names_in(draft.tree) & {"decayed", "spared"}:
@@ -183,7 +183,7 @@ def _halve(draft: Draft, group: ast.Dict) -> None:
     if isinstance(decay, ast.Constant) and decay.value == 0:
         return
     if len(items) != len(group.keys) - 1 or called(params or group) != "parameters" or "\n" in draft.source(group):
-        raise Unwritable(f"{draft.path}:{group.lineno}: the group is not given the parameters of one module")
+        raise draft.refusal(group, "the group is not given the parameters of one module")
     assert params is not None
     rest = {key: f', "{key!s}": {draft.source(value)}' for key, value in items.items()}
     own = "".join(text for k, text in rest.items() if k != "weight_decay")
@@ -224,7 +224,7 @@ def with_name(context: Context, line: str) -> None:
         insert_after(draft, made, f"{line.format('optimizer')}\nreturn optimizer")
         draft.edit([Edit(draft.span(made)[0], draft.span(call)[0], "optimizer = ")])
     else:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
+        raise draft.refusal(call, "the optimizer gets no name there")
 
 
 def created(context: Context) -> tuple[Draft, ast.Call]:

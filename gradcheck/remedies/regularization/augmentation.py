@@ -269,12 +269,12 @@ def {NAME}(samples: list[tuple[{tensor}, {tensor}]]) -> tuple[{tensor}, {tensor}
 def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
     given = argument(loader, "collate_fn")
     if given is not None and draft.source(given) != NAME:
-        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader has a collate function of its own")
+        raise draft.refusal(loader, "the loader has a collate function of its own")
     if argument(loader, "batch_size", 1) is None and argument(loader, "batch_sampler") is None:
-        raise Unwritable(f"{draft.path}:{loader.lineno}: the loader makes no batches")
+        raise draft.refusal(loader, "the loader makes no batches")
     datasets = calls_in(draft.tree, "TensorDataset")
     if any(len(n.args) != 2 for n in datasets) or [x.name for x in context.measurement.data.inputs] != ["0"]:
-        raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
+        raise draft.refusal(loader, "a batch is more than an input and a target")
 
 
 def _write_flip(p: Fix, context: Context, draft: Draft) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradcheck.analysis.layer_groups import hidden_activations
 from gradcheck.measure.checks.without_regularization import RATES
-from gradcheck.remedies.activation.hidden import placed, places, sites_of
+from gradcheck.remedies.activation import placed, places, sites_of
 from gradcheck.remedies.definition import Settings, Strength, regularizing
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable

@@ -133,14 +133,14 @@ def _refuse_inside(context: Context, blocks: set[str]) -> None:
                 and dotted(node.value) != "self"
                 and reader.layers(node.value) & blocks
             ):
-                raise Unwritable(f"{draft.path}:{node.lineno}: {draft.source(node)} looks into a block")
+                raise draft.refusal(node, f"{draft.source(node)} looks into a block")
             inside = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and reader.layers(node.value) & blocks
             named = isinstance(node, ast.Constant) and node.value in blocks and in_helper(draft, node)
             if inside or named:
                 raise Unwritable(f"{draft.path}:{getattr(node, 'lineno', 0)}: other code looks into a block")
         for loop in unpacking(draft):
             if reader.members(loop.iter) & blocks:
-                raise Unwritable(f"{draft.path}:{loop.lineno}: the loop looks into the blocks")
+                raise draft.refusal(loop, "the loop looks into the blocks")
 
 
 def _exact(context: Context, name: str, blocks: set[str]) -> tuple[Draft, ast.expr, set[str]] | None:

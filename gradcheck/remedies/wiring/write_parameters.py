@@ -61,7 +61,7 @@ def _held(draft: Draft, node: ast.expr) -> ast.expr:
     for other in every(draft.tree, ast.Assign):  # layers = []; layers.append(...); self.layers = layers
         if dotted(other.value) == owner and any(_of_self(draft, t) for t in other.targets):
             return other.value
-    raise Unwritable(f"{draft.path}:{node.lineno}: it is not kept in a list or dictionary of self")
+    raise draft.refusal(node, "it is not kept in a list or dictionary of self")
 
 
 def _of_self(draft: Draft, target: ast.expr) -> bool:
@@ -106,7 +106,7 @@ def train_all(p: Fix, context: Context) -> None:
             return
         if isinstance(owner, ast.Name) and (_later(draft, statement_of(draft, call), owner.id) or _instead(context, draft, call, owner)):
             return
-    raise Unwritable(f"{draft.path}:{call.lineno}: it is not plain how the optimizer gets its parameters")
+    raise draft.refusal(call, "it is not plain how the optimizer gets its parameters")
 
 
 def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
@@ -116,7 +116,7 @@ def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
     if last is None or not isinstance(made, ast.Assign):
         return False
     if names_in(*made.targets) & names_in(*behind[: last + 1]):
-        raise Unwritable(f"{draft.path}:{made.lineno}: the optimizer is used before the last change of the model")
+        raise draft.refusal(made, "the optimizer is used before the last change of the model")
     insert_after(draft, behind[last], draft.source(made))
     remove_statement(draft, made)
     return True
@@ -163,7 +163,7 @@ def _extend(draft: Draft, given: ast.List, names: list[str]) -> None:
     owners = (owner_of(c) for c in calls_in(given, "parameters") if isinstance(c.func, ast.Attribute))
     model = next((o.split(".")[0] + (".model" if o.startswith("self.model.") else "") for o in owners), None)
     if model is None or not names or not given.elts:
-        raise Unwritable(f"{draft.path}:{given.lineno}: it is not plain what the optimizer is given")
+        raise draft.refusal(given, "it is not plain what the optimizer is given")
     grouped = isinstance(given.elts[-1], (ast.Dict, ast.Call))
     items = [_of_module(model, x) for x in names]
     texts = [f'{{"params": {x}}}' if grouped else f"*{x}" for x in items]
@@ -197,7 +197,7 @@ def _without_block(draft: Draft, node: ast.AST) -> None:
         raise Unwritable(f"{draft.path}: what cuts the gradient off is not of a form that can be taken away")
     strings = (n for n in ast.walk(block) if isinstance(n, (ast.Constant, ast.JoinedStr)) and n.end_lineno != n.lineno)
     if block.body[0].lineno == block.lineno or next(strings, None) is not None:
-        raise Unwritable(f"{draft.path}:{block.lineno}: the block cannot be moved to the left")
+        raise draft.refusal(block, "the block cannot be moved to the left")
     start, end = draft.span(block.body[0])[0], draft.span(block)[1]
     line = line_start(draft.text, start)
     outer, inner = indent_of(draft, block), draft.text[line:start]
@@ -229,7 +229,7 @@ def training_mode(p: Fix, context: Context) -> None:
     for draft in context.all_drafts():
         while (call := _put_to_sleep(context, draft, set(p.layers))) is not None:
             if class_of(draft, call) is None:
-                raise Unwritable(f"{draft.path}:{call.lineno}: it is not in a module of yours")
+                raise draft.refusal(call, "it is not in a module of yours")
             assert isinstance(call.func, ast.Attribute)
             draft.replace(call, f"{draft.source(call.func.value)}.train(self.training)")
             done = True

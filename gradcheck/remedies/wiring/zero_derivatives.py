@@ -129,7 +129,7 @@ def write_straight(p: Fix, context: Context) -> None:
     draft, call = context.call_at(p.location)
     z, function = _operand(draft, call), function_of(draft, call)
     if z is None or function is None:
-        raise Unwritable(f"{draft.path}:{call.lineno}: it is not plain what torch.{word(p, 'operation')} is applied to")
+        raise draft.refusal(call, f"it is not plain what torch.{word(p, 'operation')} is applied to")
     form = ".clamp(-1, 1)" if word(p, "operation") == "sign" else ""
     statement = statement_of(draft, call)
     if isinstance(z, ast.Name):
@@ -218,7 +218,7 @@ def _given(draft: Draft, kind: str, local: str) -> Iterator[ast.Call | ast.Assig
 def _write_train(draft: Draft, node: ast.Call | ast.Assign | ast.AnnAssign, local: str, parameter: str) -> None:
     value = argument(node, "tensor", 1) if isinstance(node, ast.Call) else node.value
     if value is None or (isinstance(node, ast.Call) and called(node) != "register_buffer"):
-        raise Unwritable(f"{draft.path}:{node.lineno}: it is not plain what {local} is")
+        raise draft.refusal(node, f"it is not plain what {local} is")
     if isinstance(node, ast.Call):
         assert isinstance(node.func, ast.Attribute)
         draft.replace(node, f"{draft.source(node.func.value)}.{local} = {parameter}({draft.source(value)})")

@@ -131,7 +131,7 @@ def _existing_call(context: Context, function: str, parameter: str, text: str) -
         return False
     if called(node) != function:
         if len(node.args) != 2:
-            raise Unwritable(f"{draft.path}:{node.lineno}: the call is not of the usual form")
+            raise draft.refusal(node, "the call is not of the usual form")
         set_value(draft, node.args[1], text)
         draft.replace(node.func, draft.source(node.func).removesuffix(called(node)) + function)
         return True
@@ -187,7 +187,7 @@ def _before_step(draft: Draft, step: ast.Call, function: str, text: str) -> None
     optimizer, scaler = stepped(step)
     block = block_of(draft, statement_of(draft, step))
     if any(calls_in(one, *CLIPPING) for one in block):
-        raise Unwritable(f"{draft.path}:{step.lineno}: the loop clips already")
+        raise draft.refusal(step, "the loop clips already")
     lines = [f"{spelled(draft, 'torch.nn.utils.' + function)}({parameters(draft, step, optimizer)}, {text})"]
     if scaler is not None and scaler != optimizer and not any(calls_in(one, "unscale_") for one in block):
         lines.insert(0, f"{scaler}.unscale_({optimizer})")
@@ -215,7 +215,7 @@ def _spared(context: Context, exempt: str) -> str:
     draft, call = created(context)
     given = call.args[0] if call.args else argument(call, "params")
     if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of one module")
+        raise draft.refusal(call, "the optimizer is not given the parameters of one module")
     model = draft.source(given.func.value)
     paths = (context.name_now(owner) for owner in sorted(owners))
     listed = ", ".join(f'*{model}.get_submodule("{path}").parameters()' for path in paths)

@@ -1,1 +1,0 @@
-"""Remedies of activations, in depth and on the output."""

@@ -1,1 +1,0 @@
-"""Remedies of regions in half precision."""

@@ -1,1 +1,0 @@
-"""Remedies of recurrent layers."""

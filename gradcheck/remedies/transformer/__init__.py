@@ -1,1 +1,0 @@
-"""Remedies of transformer blocks."""
