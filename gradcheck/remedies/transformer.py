@@ -100,7 +100,7 @@ class _Turn(ast.NodeTransformer):
         if one is None:
             return node
         self.turned += 1
-        normed = {use: ast.Call(node.func, [use], []) for use in one.uses}
+        normed: dict[ast.expr, ast.expr] = {use: ast.Call(node.func, [use], []) for use in one.uses}
         return ast.copy_location(ast.BinOp(one.bypass, ast.Add(), Substitute(normed).visit(one.branch)), node)
 
 

@@ -242,7 +242,7 @@ def spelled(draft: Draft, name: str) -> str:
     return spelling
 
 
-def written(draft: Draft, node: ast.expr | ast.keyword) -> str:
+def written(draft: Draft, node: ast.AST) -> str:
     """The source of an expression of new nodes around nodes of the file: these keep their text, functions of torch their name there."""
     if draft.holds(node):
         return draft.source(node)

@@ -82,7 +82,11 @@ def _shape_keeping(treated: TreatedWorkload, names: Sequence[str]) -> set[str]:
 
         module.register_forward_hook(hook, with_kwargs=True)
 
-    require_running(treated, lambda twin: [watch(name, module_at(twin, name)) for name in names])
+    def watch_all(twin: nn.Module) -> None:
+        for name in names:
+            watch(name, module_at(twin, name))
+
+    require_running(treated, watch_all)
     return {name for name in names if kept[name] and name in seen}
 
 
