@@ -82,7 +82,7 @@ def _shape_keeping(treated: TreatedWorkload, names: Sequence[str]) -> set[str]:
 
         module.register_forward_hook(hook, with_kwargs=True)
 
-    def watch_all(twin: nn.Module) -> None:
+    def watch_all(twin: TreatedWorkload) -> None:
         for name in names:
             watch(name, module_at(twin, name))
 
