@@ -135,11 +135,7 @@ def _existing_call(context: Context, function: str, parameter: str, text: str) -
         set_value(draft, node.args[1], text)
         draft.replace(node.func, draft.source(node.func).removesuffix(called(node)) + function)
         return True
-    given = next((k.value for k in node.keywords if k.arg == parameter), node.args[1] if len(node.args) > 1 else None)
-    if given is None:
-        set_argument(draft, node, parameter, text)
-    else:
-        set_value(draft, given, text)
+    set_argument(draft, node, parameter, text, 1)
     return True
 
 

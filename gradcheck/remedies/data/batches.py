@@ -10,7 +10,8 @@ import torch
 
 from gradcheck.analysis.activations import POSITIVE, SYMMETRIC, UNIT
 from gradcheck.remedies.definition import of_data, wiring
-from gradcheck.remedies.modules.rewriting import bind, own_methods
+from gradcheck.remedies.editing.nodes import argument, calls_in
+from gradcheck.remedies.modules.rewriting import Substitute, bind, own_methods
 from gradcheck.remedies.modules.surgery import require_running
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
@@ -45,33 +46,16 @@ def apply_use_input(treated: TreatedWorkload, p: Fix) -> None:
     if sum(len(copies) for _, copies in found) != 1:
         what = "several places" if found else "no place"
         raise Inapplicable(f"{what} of the model's code put a tensor like the input in its place")
-    method, (call,) = found[0]
-    bind(method, _Without(call).visit(method.tree))
+    method, copies = found[0]
+    bind(method, Substitute(copies).visit(method.tree))
     require_running(treated)
 
 
-def placeholders(tree: ast.FunctionDef) -> list[ast.Call]:
-    """Calls such as torch.zeros_like(x) of an argument of the method."""
+def placeholders(tree: ast.FunctionDef) -> dict[ast.Call, ast.Name]:
+    """Calls such as torch.zeros_like(x) of an argument x of the method."""
     arguments = {a.arg for a in (*tree.args.args, *tree.args.kwonlyargs)}
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).rpartition(".")[2] in LIKE]
-    return [c for c in calls if isinstance(x := copied(c), ast.Name) and x.id in arguments]
-
-
-def copied(call: ast.Call) -> ast.expr | None:
-    """x of torch.zeros_like(x)."""
-    return call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "input"), None)
-
-
-class _Without(ast.NodeTransformer):
-    """A tree with one call's argument in place of the call."""
-
-    def __init__(self, call: ast.Call) -> None:
-        self.place = call.lineno, call.col_offset
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        argument = copied(node)
-        return argument if (node.lineno, node.col_offset) == self.place and argument is not None else node
+    copied = {call: argument(call, "input", 0) for call in calls_in(tree, *LIKE)}
+    return {call: x for call, x in copied.items() if isinstance(x, ast.Name) and x.id in arguments}
 
 
 Axis = Literal["feature", "channel", "all"]

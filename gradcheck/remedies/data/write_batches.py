@@ -4,23 +4,12 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gradcheck.remedies.data.batches import copied, placeholders
+from gradcheck.remedies.data.batches import placeholders
 from gradcheck.remedies.editing.context import Context, Writer, in_lines, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import (
-    Function,
-    argument,
-    calls_in,
-    definition,
-    dotted,
-    every,
-    in_place_of,
-    names_in,
-    set_argument,
-    statement_of,
-)
+from gradcheck.remedies.editing.nodes import Function, argument, calls_in, definition, dotted, every, names_in, set_argument, statement_of
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 from gradcheck.types.fix import Fix
@@ -66,22 +55,20 @@ def _moments(p: Fix, context: Context, draft: Draft, axis: str) -> str:
 
 def use_input(p: Fix, context: Context) -> None:
     """`self.body(torch.zeros_like(x))` becomes `self.body(x)`, where the model's classes have one such place."""
-    found = [(draft, call) for draft in context.all_drafts() for call in _in_classes(context, draft)]
+    found = [(draft, call, x) for draft in context.all_drafts() for call, x in _in_classes(context, draft)]
     if len(found) != 1:
         raise Unwritable(f"{'several places' if found else 'no place'} of the model's code put a tensor like the input in its place")
-    draft, call = found[0]
-    argument = copied(call)
-    assert argument is not None
-    draft.replace(call, in_place_of(draft, argument, call))
+    draft, call, x = found[0]
+    draft.replace(call, x.id)
 
 
-def _in_classes(context: Context, draft: Draft) -> Iterator[ast.Call]:
+def _in_classes(context: Context, draft: Draft) -> Iterator[tuple[ast.Call, ast.Name]]:
     """Places in the methods of the classes that the model is made of."""
     types = {layer.type for layer in context.measurement.layers}
     for holder in every(draft.tree, ast.ClassDef):
         for method in holder.body if holder.name in types else ():
             if isinstance(method, ast.FunctionDef):
-                yield from placeholders(method)
+                yield from placeholders(method).items()
 
 
 HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")

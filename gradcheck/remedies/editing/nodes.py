@@ -127,10 +127,10 @@ def argument(call: ast.Call, name: str, position: int | None = None) -> ast.expr
 
 
 def set_argument(draft: Draft, call: ast.Call, name: str, value: str, position: int | None = None) -> None:
-    """Gives a call an argument, in place of the one that it has or after the last one."""
+    """Gives a call an argument: in place of the one that it has, where that is written down, or after the last one."""
     given = argument(call, name, position)
     if given is not None:
-        draft.replace(given, value)
+        set_value(draft, given, value)
         return
     draft.edit([_appended(draft, call, f"{name}={value}")])
 

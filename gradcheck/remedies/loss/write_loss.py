@@ -15,7 +15,6 @@ from gradcheck.remedies.editing.nodes import (
     in_place_of,
     scope_of,
     set_argument,
-    set_value,
     statement_of,
     target_of,
 )
@@ -277,13 +276,7 @@ def _later(draft: Draft, call: ast.Call) -> None:
 
 
 def smoothing(p: Fix, context: Context) -> None:
-    draft, call = the_use(context, "cross_entropy")
-    given = argument(call, "label_smoothing")
-    value = literal(number(p, "smoothing"))
-    if given is not None:
-        set_value(draft, given, value)
-    else:
-        set_argument(draft, call, "label_smoothing", value)
+    set_argument(*the_use(context, "cross_entropy"), "label_smoothing", literal(number(p, "smoothing")))
 
 
 WRITERS: dict[str, Writer] = {

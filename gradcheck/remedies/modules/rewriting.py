@@ -210,7 +210,7 @@ class _At(ast.NodeTransformer):
 class Substitute(ast.NodeTransformer):
     """Puts other expressions in place of some, which are known by identity, once each."""
 
-    def __init__(self, new: Mapping[ast.expr, ast.expr]) -> None:
+    def __init__(self, new: Mapping[Any, ast.expr]) -> None:
         self.new = new
 
     def visit(self, node: ast.AST) -> Any:

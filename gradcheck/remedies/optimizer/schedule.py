@@ -8,20 +8,7 @@ from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.loop import Loop, loops, steps
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import (
-    argument,
-    bindings,
-    called,
-    calls_in,
-    closed,
-    every,
-    function_of,
-    names_in,
-    own,
-    scope_of,
-    set_argument,
-    set_value,
-)
+from gradcheck.remedies.editing.nodes import bindings, called, calls_in, closed, every, function_of, names_in, own, scope_of, set_argument
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.remedies.modules.hooks import RateSchedule, cosine, staircase, warming_up
 from gradcheck.remedies.optimizer.write_settings import created, named, with_name
@@ -90,11 +77,7 @@ def write_warm_up(p: Fix, context: Context) -> None:
 def _warmer(context: Context, start: str) -> bool:
     """A LinearLR of the source begins at another share of the rate."""
     for draft, call in context.calls("LinearLR"):
-        given = argument(call, "start_factor", 1)
-        if given is not None:
-            set_value(draft, given, start)
-        else:
-            set_argument(draft, call, "start_factor", start)
+        set_argument(draft, call, "start_factor", start, 1)
         return True
     return False
 

@@ -75,11 +75,8 @@ def rate(p: Fix, context: Context) -> None:
         if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
             raise draft.refusal(value, "the rate of a group is not a number in the source")
         draft.replace(value, literal(value.value * new / old))
-    given = argument(call, "lr", _RATE_POSITION)
-    if given is not None:
-        set_value(draft, given, literal(new))
-    elif not groups:
-        set_argument(draft, call, "lr", literal(new))
+    if not groups or argument(call, "lr", _RATE_POSITION) is not None:
+        set_argument(draft, call, "lr", literal(new), _RATE_POSITION)
 
 
 def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
@@ -247,12 +244,7 @@ def define(context: Context, name: str, code: str) -> None:
 
 
 def keyword(context: Context, name: str, value: str) -> None:
-    draft, call = created(context)
-    given = argument(call, name)
-    if given is not None:
-        set_value(draft, given, value)
-    else:
-        set_argument(draft, call, name, value)
+    set_argument(*created(context), name, value)
 
 
 def own_values(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
