@@ -185,7 +185,7 @@ def _diagnostic(runs: Runs, mark: PlacedFinding, document: Any) -> lsp.Diagnosti
     f = mark.finding
     more = [
         lsp.DiagnosticRelatedInformation(
-            lsp.Location(_uri(runs, below.location), lsp.Range(start := lsp.Position(below.location.line - 1, 0), start)),
+            lsp.Location(_uri(runs, below.location.path), lsp.Range(start := lsp.Position(below.location.line - 1, 0), start)),
             clean(f"follows: {below.name} ({below.code}) {below.message}"),
         )
         for below in mark.below
@@ -196,8 +196,8 @@ def _diagnostic(runs: Runs, mark: PlacedFinding, document: Any) -> lsp.Diagnosti
     return lsp.Diagnostic(_span(mark.place, document), message, SEVERITIES[f.severity], f.name, None, SOURCE, None, more, {"code": f.code})
 
 
-def _uri(runs: Runs, place: Location) -> str:
-    return str(from_fs_path(os.path.realpath(runs.root / place.path)))
+def _uri(runs: Runs, path: str) -> str:
+    return str(from_fs_path(os.path.realpath(runs.root / path)))
 
 
 def _span(place: Location, document: Any) -> lsp.Range:
@@ -245,7 +245,7 @@ def _edit(runs: Runs, made: LanguageServer, diff: str) -> lsp.WorkspaceEdit | No
     """A patch as edits of whole lines; None where a file has changed at one of its places."""
     edits: dict[str, list[lsp.TextEdit]] = {}
     for change in changes(diff):
-        uri = str(from_fs_path(os.path.realpath(runs.root / change.path)))
+        uri = _uri(runs, change.path)
         document = made.workspace.get_text_document(uri)
         lines = [text.rstrip("\r\n") for text in document.lines] if os.path.isfile(str(to_fs_path(uri))) else []
         if not applies(change, lines):

@@ -20,7 +20,7 @@ except ImportError as error:
     raise ConfigError("this callback needs transformers, which is not installed", hint="pip install 'gradcheck[transformers]'") from error
 
 _Base: Any = TrainerCallback
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(__name__)  # of whose levels the Trainer shows warnings by default
 
 
 class GradcheckCallback(Monitored, _Base):
@@ -42,7 +42,7 @@ class GradcheckCallback(Monitored, _Base):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         self._taken = state.global_step
-        self._monitor.begin(model, optimizer, folder=args.output_dir, say=_log, taken=self._taken)
+        self._monitor.begin(model, optimizer, folder=args.output_dir, say=logger.warning, taken=self._taken)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         stop = self._monitor.stopped is not None
@@ -53,11 +53,6 @@ class GradcheckCallback(Monitored, _Base):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._monitor.end()
-
-
-def _log(text: str) -> None:
-    """At the level that the Trainer shows by default."""
-    logger.warning(text)
 
 
 def _on_any_rank(flag: bool, device: torch.device) -> bool:

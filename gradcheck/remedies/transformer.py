@@ -13,7 +13,7 @@ from gradcheck.remedies.definition import initial, rebuilding
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import argument, called, every, names_in, set_argument
+from gradcheck.remedies.editing.nodes import argument, called, every, forward_of, names_in, set_argument
 from gradcheck.remedies.editing.statements import insert_before
 from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.rewriting import Substitute, bind, method_of
@@ -256,7 +256,7 @@ def _width(context: Context, blocks: Sequence[str]) -> str:
 
 def _write_own_blocks(context: Context, kind: str, norms: set[str]) -> None:
     """Raises Unwritable when the class is not one of the user's files, or none of its sums is normalised in one expression."""
-    draft = next((d for d in context.all_drafts() if _forward(d, kind) is not None), None)
+    draft = next((d for d in context.all_drafts() if forward_of(d, kind) is not None), None)
     if draft is None:
         raise Unwritable(f"{kind} is not a class in your files with a forward of its own")
     found = _sums(draft, kind, norms)
@@ -283,14 +283,9 @@ def _turn(draft: Draft, one: PostNorm) -> None:
         insert_before(draft, one.call, f"{NAME} = {norm}")
 
 
-def _forward(draft: Draft, kind: str) -> ast.FunctionDef | None:
-    holder = next((n for n in draft.tree.body if isinstance(n, ast.ClassDef) and n.name == kind), None)
-    return next((n for n in holder.body if isinstance(n, ast.FunctionDef) and n.name == "forward"), None) if holder is not None else None
-
-
 def _sums(draft: Draft, kind: str, norms: set[str]) -> list[PostNorm]:
     """In the order of the source."""
-    forward = _forward(draft, kind)
+    forward = forward_of(draft, kind)
     found = [one for node in ast.walk(forward) if (one := _post_norm(node, norms)) is not None] if forward is not None else []
     return sorted(found, key=lambda one: (one.call.lineno, one.call.col_offset))
 

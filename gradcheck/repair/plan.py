@@ -8,7 +8,7 @@ from gradcheck.analysis.wording import reason
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.lab import Plan
 from gradcheck.repair.rescan import TREATED
-from gradcheck.types.finding import Finding, Remedy
+from gradcheck.types.finding import Finding
 from gradcheck.types.fix import STAGES, Fix, Outcome
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.training import OptimizerFacts
@@ -55,12 +55,9 @@ def advice(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue, le
             for remedy in finding.remedies:
                 treatment = catalogue.get(remedy.name)
                 if treatment is None or treatment.apply is None or not treatment.propose(finding, m):
-                    shown.setdefault(remedy.text, Outcome(_advised(remedy, finding), "advice"))
+                    said = Fix(remedy.name, remedy.text, "wiring", "advice", findings=(finding.code,), location=finding.location)
+                    shown.setdefault(remedy.text, Outcome(said, "advice"))
     return list(shown.values())
-
-
-def _advised(remedy: Remedy, finding: Finding) -> Fix:
-    return Fix(remedy.name, remedy.text, "wiring", "advice", findings=(finding.code,), location=finding.location)
 
 
 LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"

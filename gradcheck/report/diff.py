@@ -186,7 +186,7 @@ def _target(difference: TargetDiff) -> Markup:
     parts += [tag("p", tag("b", line)) for line in in_part(difference)]
     if rows := [_html_finding(change) for change in listed(difference)]:
         parts.append(table(COLUMNS, rows, "Findings"))
-    if rows := [_html_number(change) for change in changed(difference)]:
+    if rows := [_html_row(x.state, join(name_of(x)), [value_of(x.before), value_of(x.after)]) for x in changed(difference)]:
         parts.append(table(COLUMNS, rows, "Scores and numbers"))
     if same := [_html_finding(change) for change in difference.findings if change.state == "unchanged"]:
         parts.append(tag("details", tag("summary", f"Unchanged findings ({len(same)})"), table(COLUMNS, same)))
@@ -199,10 +199,6 @@ def _html_finding(change: FindingChange) -> tuple[Child, ...]:
     measured = tag("div", quantity, class_="soft") if quantity else None
     values = [value_of(e.value if e else None) for e in (change.before, change.after)]
     return _html_row(change.state, join(said, measured), values)
-
-
-def _html_number(change: NumberChange) -> tuple[Child, ...]:
-    return _html_row(change.state, join(name_of(change)), [value_of(change.before), value_of(change.after)])
 
 
 def _html_row(state: str, what: Markup, values: Sequence[str]) -> tuple[Child, ...]:

@@ -13,7 +13,7 @@ from gradcheck.errors import SavedRunError
 from gradcheck.report.formatting import View, clean, summary, tree
 from gradcheck.report.rows import NAME, Notice, Row, end_line, explained, listed, notices, numbers, place, rows, sentences
 from gradcheck.saved_run import line
-from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
+from gradcheck.types.finding import SEVERITIES, RuleState, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
@@ -188,7 +188,7 @@ def _findings(case: xml.Element, report: Report, state: RuleState, mine: Sequenc
     """A failure when one of the rule's findings fails the run; all findings go into the output."""
     every = [f for f in report.findings if f.code == state.code]
     worst = next((f for f in every if f.severity in failing), None)
-    shown = [_text(row) for row in mine] or [_follows(f) for f in every]
+    shown = [_text(row) for row in mine] or [clean(f"follows from {f.cause}: {f.message}") for f in every]
     if worst is not None:
         failure = xml.SubElement(case, "failure", message=clean(worst.message), type=worst.severity)
         failure.text = "\n\n".join(shown)
@@ -199,10 +199,6 @@ def _findings(case: xml.Element, report: Report, state: RuleState, mine: Sequenc
 def _text(row: Row) -> str:
     place = f"{row.place.path}:{row.place.line}-{end_line(row.place)}" if end_line(row.place) > row.place.line else str(row.place)
     return "\n".join([f"{place}: {row.finding.severity}", *sentences(row), *numbers(row.finding.evidence)])
-
-
-def _follows(finding: Finding) -> str:
-    return clean(f"follows from {finding.cause}: {finding.message}")
 
 
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}

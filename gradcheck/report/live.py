@@ -47,7 +47,8 @@ def board(frame: Frame | None, title: str, width: int, partial: str = "") -> Ren
     )
     if frame.overhead is not None:
         head.append(f"  {_overhead(frame.overhead)}", style="dim")
-    return Group(*above, head, _numbers(frame), *_layers(frame), *_spikes(frame.spikes, width), *_findings(frame.findings, width))
+    spikes = [_row("spike: ", "yellow", spike, width) for spike in frame.spikes]
+    return Group(*above, head, _numbers(frame), *_layers(frame), *spikes, *_findings(frame.findings, width))
 
 
 def _numbers(frame: Frame) -> Table:
@@ -71,10 +72,6 @@ def _layers(frame: Frame) -> list[RenderableType]:
             *(Text(f"{name} {show(value)}") if value is not None else Text("") for name, value, show in cells),
         )
     return [table]
-
-
-def _spikes(spikes: Sequence[str], width: int) -> list[Text]:
-    return [_row("spike: ", "yellow", spike, width) for spike in spikes]
 
 
 def _row(label: str, style: str, text: str, width: int) -> Text:

@@ -9,7 +9,7 @@ from gradcheck.remedies.editing.context import Context, Writer, in_lines, litera
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import Function, argument, calls_in, definition, dotted, every, names_in, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import argument, calls_in, defined, definition, dotted, every, names_in, set_argument, statement_of
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 from gradcheck.types.fix import Fix
@@ -24,7 +24,7 @@ def in_front_of_model(p: Fix, context: Context, axis: str) -> None:
     if len(facts) != 1 or facts[0].name not in ("0", "input"):
         raise Unwritable("the data come from outside of your files, and the model takes more than one tensor of them")
     draft = home(context)
-    if any(isinstance(n, Function) and n.name == NAME for n in draft.tree.body):
+    if defined(draft, NAME) is not None:
         raise Unwritable("the source has it already")
     moments = _moments(p, context, draft, axis)
     module, tensor = spelled(draft, "torch.nn.Module"), spelled(draft, "torch.Tensor")
@@ -35,7 +35,9 @@ def {NAME}(module: {module}, args: tuple[{tensor}, ...]) -> tuple[{tensor}, ...]
 {moments}    return ((x - mean) / std, *others)
 '''
     apply_to_model(context, f"model.register_forward_pre_hook({NAME})", "The model standardises its input.")
-    insert_definition(draft, next(n for n in draft.tree.body if isinstance(n, Function) and n.name == HELPER), code)
+    function = defined(draft, HELPER)
+    assert function is not None
+    insert_definition(draft, function, code)
 
 
 def _moments(p: Fix, context: Context, draft: Draft, axis: str) -> str:

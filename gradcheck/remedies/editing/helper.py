@@ -5,7 +5,7 @@ import ast
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Edit
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import Function, called, function_of, statement_of
+from gradcheck.remedies.editing.nodes import Function, called, defined, function_of, statement_of
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_after, insert_before, insert_definition
 
@@ -23,19 +23,15 @@ def apply_to_model(context: Context, code: str, doc: str) -> None:
     `code` spells torch's names as the file does; `doc` is a sentence for the docstring of a new function.
     """
     draft = home(context)
-    function = _function(draft)
+    function = defined(draft, NAME)
     if function is None:
         _create(context, draft, doc)
         _call(context, draft)
-        function = _function(draft)
+        function = defined(draft, NAME)
     assert function is not None
     there = {ast.dump(statement) for statement in function.body}
     if any(ast.dump(statement) not in there for statement in ast.parse(code).body):
         insert_before(draft, function.body[-1], code)
-
-
-def _function(draft: Draft) -> Function | None:
-    return next((n for n in draft.tree.body if isinstance(n, Function) and n.name == NAME), None)
 
 
 def _create(context: Context, draft: Draft, doc: str) -> None:

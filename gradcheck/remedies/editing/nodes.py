@@ -97,6 +97,18 @@ def self_of(draft: Draft, node: ast.AST) -> str:
     return first[0].arg if first else "self"
 
 
+def defined(draft: Draft, name: str) -> Function | ast.ClassDef | None:
+    """The function or class of that name at the top level of the file."""
+    found = (n for n in draft.tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)))
+    return next((n for n in found if n.name == name), None)
+
+
+def forward_of(draft: Draft, kind: str) -> Function | None:
+    """The forward method that a class of the file has."""
+    holder = next((n for n in every(draft.tree, ast.ClassDef) if n.name == kind), None)
+    return next((n for n in holder.body if isinstance(n, Function) and n.name == "forward"), None) if holder is not None else None
+
+
 def class_of(draft: Draft, node: ast.AST) -> ast.ClassDef | None:
     return next((a for a in draft.ancestors(node) if isinstance(a, ast.ClassDef)), None)
 

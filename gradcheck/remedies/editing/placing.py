@@ -8,10 +8,10 @@ from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.names import Reader, original, spelled
 from gradcheck.remedies.editing.nodes import (
-    Function,
     called,
     calls_in,
     class_of,
+    defined,
     dotted,
     every,
     function_of,
@@ -128,15 +128,11 @@ def _becomes_item(context: Context, name: str) -> bool:
 def _refuse_reached(context: Context, wanted: set[str]) -> None:
     """Raises Unwritable when the generated function names a layer that may get another place."""
     for draft in context.all_drafts():
-        function = next((n for n in draft.tree.body if isinstance(n, Function) and n.name == HELPER), None)
+        function = defined(draft, HELPER)
         reader = Reader(context, draft)
         for node in ast.walk(function) if function is not None else ():
-            if isinstance(node, ast.expr) and _numbered_reach(reader, node, wanted):
+            if isinstance(node, ast.Subscript) and reader.layers(node) & wanted:
                 raise draft.refusal(node, f"{HELPER} reaches into the layer")
-
-
-def _numbered_reach(reader: Reader, node: ast.expr, wanted: set[str]) -> bool:
-    return isinstance(node, ast.Subscript) and bool(reader.layers(node) & wanted)
 
 
 def renumber(context: Context, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from gradcheck.remedies.editing.context import Context, Writer, in_lines
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import names_in
+from gradcheck.remedies.editing.nodes import defined, names_in
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.initialization.weights import WeightMatrix, fill, orthogonal, weights_of
 from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, weight_names
@@ -159,7 +159,7 @@ def _globals(draft: Draft) -> set[str]:
 
 
 def _define(context: Context, draft: Draft) -> None:
-    if any(isinstance(n, ast.FunctionDef) and n.name == NAME for n in draft.tree.body):
+    if defined(draft, NAME) is not None:
         return
     module, tensor, no_grad = (spelled(draft, f"torch.{x}") for x in ("nn.Module", "Tensor", "no_grad"))
     code = f'''

@@ -96,7 +96,7 @@ def replace(p: Fix, context: Context) -> None:
     if old == "cross_entropy" and new == "nll_loss":
         _logarithmic(context, old, function)
     elif function == "softmax":
-        _without_activation(context, old, p)
+        put_in_place(context, _producer(context, old), "identity", p)
     draft, call = the_use(context, old)
     rename(draft, call, old, new)
 
@@ -118,10 +118,6 @@ def _producer(context: Context, loss: str) -> Location:
     if call is None or call.producer_site is None:
         raise Unwritable("the activation in front of the loss is not in your files")
     return call.producer_site
-
-
-def _without_activation(context: Context, loss: str, p: Fix) -> None:
-    put_in_place(context, _producer(context, loss), "identity", p)
 
 
 def _logarithmic(context: Context, loss: str, function: str) -> None:

@@ -1,7 +1,6 @@
 """Normalization: put after layers that have none, taken in another kind, and put in the right order with dropout and bias."""
 
 import ast
-import types
 from dataclasses import replace
 
 from torch import nn
@@ -207,7 +206,7 @@ def apply_move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
     dropout, norm = fix.layers
     with rewired(treated):
         if ":" in dropout:
-            rewrite(treated, fix.location, _without_dropout)
+            rewrite(treated, fix.location, operand)
             moved: nn.Module = nn.Dropout(float(fix.settings["rate"]))
         else:
             moved = module_at(treated, dropout)
@@ -215,10 +214,6 @@ def apply_move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
                 return
             swap(treated, dropout, nn.Identity())
         follow(treated, norm, moved)
-
-
-def _without_dropout(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
-    return operand(node, function)
 
 
 def _reordered(treated: TreatedWorkload, dropout: str, norm: str) -> bool:

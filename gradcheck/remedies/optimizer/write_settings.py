@@ -10,6 +10,7 @@ from gradcheck.remedies.editing.nodes import (
     assigned,
     called,
     calls_in,
+    defined,
     definition,
     dotted,
     every,
@@ -238,7 +239,7 @@ def spelled_there(context: Context, *names: str) -> list[str]:
 def define(context: Context, name: str, code: str) -> None:
     """A function or class before the top-level statement that makes the optimizer."""
     draft, call = created(context)
-    if any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name for n in draft.tree.body):
+    if defined(draft, name) is not None:
         raise Unwritable("the source has it already")
     insert_definition(draft, call, code)
 

@@ -14,7 +14,7 @@ from gradcheck.remedies.definition import RemedyDefinition, Strength, regularizi
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import spelled
-from gradcheck.remedies.editing.nodes import Function, argument, calls_in, set_argument
+from gradcheck.remedies.editing.nodes import argument, calls_in, defined, set_argument
 from gradcheck.remedies.editing.statements import insert_before, insert_definition
 from gradcheck.remedies.modules.user_code import require_target
 from gradcheck.types.data import InputFacts
@@ -245,7 +245,7 @@ def _writer(code: Code) -> Writer:
         draft, loader = training_loader(context)
         _check(context, draft, loader)
         text = code(p, context, draft)
-        function = next((n for n in draft.tree.body if isinstance(n, Function) and n.name == NAME), None)
+        function = defined(draft, NAME)
         if function is not None:
             insert_before(draft, function.body[-1], text)
             return

@@ -50,10 +50,6 @@ def _with_penalties(s: Settings) -> dict[str, Setting]:
     return {**s, "l1": strength * share * float(s["unit_l1"]), "l2": strength * (1 - share) * float(s["unit_l2"])}
 
 
-def _only_decay(s: Settings) -> dict[str, Setting]:
-    return {**s, "weight_decay": float(s["strength"]) * float(s["unit_l2"])}
-
-
 def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measurement, **settings: Setting) -> list[Fix]:
     unit = units(m)
     return [treatment.with_settings(finding, **settings, unit_l1=unit[0], unit_l2=unit[1])] if unit is not None else []
@@ -76,7 +72,7 @@ def l1(finding: Finding | None, m: Measurement) -> list[Fix]:
     "L2 penalty",
     "Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization",
     strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0),),
-    derive=_only_decay,
+    derive=lambda s: {**s, "weight_decay": float(s["strength"]) * float(s["unit_l2"])},
     wording="add an L2 penalty of {weight_decay:.2g} ||w||^2 / 2, {strength:.2g} of the loss at the start",
 )
 def l2(finding: Finding | None, m: Measurement) -> list[Fix]:

@@ -5,7 +5,7 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.names import Reader, original, spelled
-from gradcheck.remedies.editing.nodes import Function, called, dotted, every
+from gradcheck.remedies.editing.nodes import Function, called, defined, dotted, every, forward_of
 from gradcheck.remedies.editing.placing import in_helper, unpacking, wrap
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.types.fix import Fix
@@ -67,8 +67,7 @@ def _in_forward(context: Context, blocks: set[str], scale: float) -> bool:
 
 def _forward(draft: Draft, kind: str) -> Function | None:
     """The forward method of a class, when it takes one input, which it keeps, and returns once."""
-    holder = next((n for n in every(draft.tree, ast.ClassDef) if n.name == kind), None)
-    method = next((n for n in holder.body if isinstance(n, Function) and n.name == "forward"), None) if holder is not None else None
+    method = forward_of(draft, kind)
     if method is None or len(method.args.args) != 2:
         return None
     name, returns = method.args.args[1].arg, every(method, ast.Return)
@@ -188,7 +187,7 @@ def _item(context: Context, name: str, blocks: set[str]) -> tuple[Draft, ast.exp
 
 def _define(context: Context, draft: Draft, node: ast.AST, scale: float) -> None:
     """The class, once, before what uses it."""
-    if any(isinstance(n, ast.ClassDef) and n.name == NAME for n in draft.tree.body):
+    if defined(draft, NAME) is not None:
         return
     module, tensor = spelled(draft, "torch.nn.Module"), spelled(draft, "torch.Tensor")
     code = f'''

@@ -16,7 +16,6 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.losses import Softmax
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.parameters import Cut
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
@@ -132,7 +131,7 @@ def apply_add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
 def remove_detach(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.code != "GRAPH001":
         return []
-    cut = _cut_of(finding, m)
+    cut = next((c for c in m.cuts if c.operation in CUTS and not c.in_package and c.site == finding.location), None)
     if cut is None:
         return []
     text = f"remove {CUTS[cut.operation]}: {counted(len(cut.parameters), 'tensor')} before it then get a gradient"
@@ -198,10 +197,6 @@ class _Opener(ast.NodeTransformer):
         self.hits += len(kept) < len(node.items)
         node.items = kept
         return node if kept else node.body
-
-
-def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
-    return next((c for c in m.cuts if c.operation in CUTS and not c.in_package and c.site == finding.location), None)
 
 
 # --------------------------------------------------------------------------------- batch-first

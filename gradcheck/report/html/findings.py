@@ -52,7 +52,8 @@ def _outcome(o: Outcome) -> Markup:
     level, words = WORDS[o.status]
     head = (sign(level), tag("b", inline(p.text)), " ", tag("span", p.applicability, class_=f"badge {p.applicability}"))
     said = inline(f"{words}: {o.reason}" if o.reason else words)
-    body = (_changes(o), effect_sentence(o.effect) if o.effect else None, _codes(o), _note(p.checkpoint), diff(o.diff) if o.diff else None)
+    note = tag("p", "Checkpoints: ", inline(p.checkpoint)) if p.checkpoint else None
+    body = (_changes(o), effect_sentence(o.effect) if o.effect else None, _codes(o), note, diff(o.diff) if o.diff else None)
     return tag("div", tag("p", *head), tag("p", said, class_="soft"), *body, class_="outcome")
 
 
@@ -82,10 +83,6 @@ def _codes(o: Outcome) -> Markup | None:
     parts = [f"cured: {', '.join(o.cured)}"] if o.cured else []
     parts += [f"new with it: {', '.join(o.new)}"] if o.new else []
     return tag("p", "; ".join(parts)) if parts else None
-
-
-def _note(checkpoint: str) -> Markup | None:
-    return tag("p", "Checkpoints: ", inline(checkpoint)) if checkpoint else None
 
 
 def diff(unified: str) -> Markup:

@@ -115,13 +115,10 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
     parts.add("Method and settings", method(report), folded=True)
     heading = tag("h2", first.heading, id=f"{prefix}verdict") if first is not None and led else None
     verdict_of = (heading, first.under) if first is not None and led else scan
-    top = tag("header", _title(report, count), verdict_of, parts.contents(report.target), class_="top")
+    title = tag("p", tag("code", report.target), class_="target") if count > 1 else None
+    top = tag("header", title, verdict_of, parts.contents(report.target), class_="top")
     dials = None if first is not None else gauges(report)
     return tag("article", top, dials, parts.every, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
-
-
-def _title(report: Report, count: int) -> Markup | None:
-    return tag("p", tag("code", report.target), class_="target") if count > 1 else None
 
 
 class _Sections:
