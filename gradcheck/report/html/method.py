@@ -9,7 +9,7 @@ from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.formatting import clean, guesses, layer_count, scaled
 from gradcheck.report.html.markup import Child, inline, join, sign, tag
 from gradcheck.report.rows import unmeasured
-from gradcheck.types.finding import RuleState, RuleStatus
+from gradcheck.types.finding import Finding, RuleState, RuleStatus
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 
@@ -29,27 +29,26 @@ def states(report: Report) -> Markup:
 
 def _known(report: Report) -> Markup | None:
     """Findings that the baseline lists."""
-    if not report.known:
-        return None
-    rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in report.known]
-    head = (
-        sign("none"),
-        tag("b", f"Known ({len(rows)})"),
-        tag("span", "found, listed in the baseline, and no worse than it says", class_="gist"),
-    )
-    return tag("details", tag("summary", *head), tag("ul", rows, class_="rules"), class_="state")
+    rows = _silenced(report.known)
+    return _state("none", f"Known ({len(rows)})", "found, listed in the baseline, and no worse than it says", rows) if rows else None
 
 
 def _group(report: Report, status: RuleStatus) -> Markup | None:
-    rules = [s for s in report.rules if s.status == status]
-    silenced = [f for f in report.suppressed if status == "suppressed"]
-    count = len(silenced) if silenced else len(rules)
-    if not count:
-        return None
     level, title, meaning = GROUPS[status]
-    rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in silenced] or _rules(rules)
-    head = tag("summary", sign(level), tag("b", f"{title} ({count})"), tag("span", meaning, class_="gist"))
-    return tag("details", head, tag("ul", rows, class_="rules"), class_="state", open=status == "crashed")
+    rules = [s for s in report.rules if s.status == status]
+    rows = _silenced(report.suppressed) if status == "suppressed" else []
+    if not rows and not rules:
+        return None
+    return _state(level, f"{title} ({len(rows or rules)})", meaning, rows or _rules(rules), opened=status == "crashed")
+
+
+def _silenced(findings: Sequence[Finding]) -> list[Markup]:
+    return [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in findings]
+
+
+def _state(level: str, title: str, meaning: str, rows: Sequence[Markup], *, opened: bool = False) -> Markup:
+    head = tag("summary", sign(level), tag("b", title), tag("span", meaning, class_="gist"))
+    return tag("details", head, tag("ul", rows, class_="rules"), class_="state", open=opened)
 
 
 def _rules(states: Sequence[RuleState]) -> list[Markup]:
