@@ -13,14 +13,13 @@ from gradcheck.cli.gate import exit_code
 from gradcheck.config.settings import Settings, settings_from
 from gradcheck.errors import ConfigError
 from gradcheck.judge.judge import judge, judge_again
-from gradcheck.judge.looks import LOOKS
 from gradcheck.judge.scores import scores
 from gradcheck.saved_run import dumps, load
 from gradcheck.types.finding import RuleState
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.report import Report, coverage
-from gradcheck.types.rule import Need
+from gradcheck.types.rule import LOOKS, Need
 from tests.judge.rules import finding, rule_that
 from tests.literals import healthy_layers, layer, measurement, parameter, run
 from tests.report.reports import FAILED, FAULTY, IN_PART, WARNING, report

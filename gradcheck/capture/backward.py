@@ -8,13 +8,14 @@ import torch
 
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.forgotten import Forgotten, Remade
-from gradcheck.capture.passes import leaves
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
 from gradcheck.capture.weighting import element_weight, gradient_sample
 from gradcheck.instrument.loop_hooks import LoopListener
 from gradcheck.instrument.running_code import here, variable_of
+from gradcheck.workload.sharding import as_held
 
+MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss
 ASKED = 63  # passes whose gradients were asked for and not used yet, before the last one
 
 
@@ -132,3 +133,22 @@ def _kept(value: Any) -> Any:
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [t for t in value if isinstance(t, torch.Tensor)]
+
+
+def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
+    """The leaves that a loss sends gradient to, by id."""
+    if loss.grad_fn is None:
+        return {id(loss): loss} if loss.requires_grad else {}
+    found: dict[int, torch.Tensor] = {}
+    seen, pending = {loss.grad_fn}, [loss.grad_fn]
+    while pending and len(seen) < MOST_LEAVES:
+        node = pending.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            (held,) = as_held([variable])
+            found[id(held)] = held
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                pending.append(parent)
+    return found

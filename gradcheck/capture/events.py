@@ -96,6 +96,11 @@ class OptimizerTrace(TracedOptimizer):
         return [p for watched in self.members for group in watched.optimizer.param_groups for p in group["params"]]
 
     @property
+    def losses(self) -> list[float]:
+        """Of each step that was taken from backward passes, what their losses add up to."""
+        return [total_loss(s.passes) for s in self.steps if s.passes]
+
+    @property
     def members(self) -> tuple[OptimizerTrace, ...]:
         return self.parts or (self,)
 
@@ -137,6 +142,10 @@ class OptimizerTrace(TracedOptimizer):
     def edited(self) -> bool:
         gradient = self.versioned.grad if self.versioned is not None else None
         return gradient is not None and self.version is not None and gradient._version != self.version
+
+
+def total_loss(passes: Iterable[BackwardPass]) -> float:
+    return float(sum(float(p.loss.float().sum()) for p in passes))
 
 
 def taken_alike(every: Iterable[OptimizerTrace]) -> int:

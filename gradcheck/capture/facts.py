@@ -112,7 +112,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         beside=beside,
         parameters=len(watched.parameters),
         moved=_moved(recorder, watched),
-        losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
+        losses=tuple(watched.losses),
         rates=tuple(s.rate for s in steps),
         base_rate=watched.base_rate or 0.0,
         leftover=sum(s.leftover for s in steps),

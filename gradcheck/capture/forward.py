@@ -15,7 +15,7 @@ from gradcheck.capture.nodes import Node
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
-from gradcheck.instrument.custom_functions import applied
+from gradcheck.instrument.patches import applied
 from gradcheck.instrument.running_code import here, is_program
 
 # Calls without gradient before the first step that are recorded: they show what a loss loses its gradient by, and that it takes what the

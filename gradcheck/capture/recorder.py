@@ -17,11 +17,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from gradcheck.capture.backward import Backward
+from gradcheck.capture.backward import Backward, leaves
 from gradcheck.capture.forgotten import Forgotten, Remade
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.leaks import Leaks
-from gradcheck.capture.passes import leaves
 from gradcheck.capture.reads import Reads
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.retained import Retained

@@ -1,9 +1,10 @@
 """Filing the steps of an optimizer: from which passes each was taken, and how its gradients got there."""
 
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
-from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.recording import Recording
+from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.together import gradient_size
+from gradcheck.instrument.loader_batches import digest
 from gradcheck.instrument.loop_journal import is_filled
 
 AHEAD = 12  # steps of one optimizer, a critic's say, after which the first step of another one is no longer waited for
@@ -40,7 +41,7 @@ class StepLog:
                 dropped=not lost and any(p.place in same for p in watched.cleared),
                 bare=factor != 1 and not watched.unscaled and not by_scaler,
                 by_scaler=by_scaler,
-                fingerprint=fingerprint(passes, since),
+                fingerprint=_fingerprint(passes, since),
                 since=since,
                 epoch=sum(count for _, count in recording.loaders.values()),
                 number=recording.steps,
@@ -80,3 +81,9 @@ class StepLog:
                 found.ref = None
         if all(len(w.steps) >= recording.taped for w in recording.optimizers.values()):
             recording.tape.recording = False
+
+
+def _fingerprint(passes: list[BackwardPass], since: int) -> int | None:
+    """Of the tensors that the modules were called with after the call `since`."""
+    inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node, since) for c in n.constants()]
+    return hash(tuple(map(digest, inputs))) if inputs else None

@@ -15,6 +15,7 @@ from torch import nn
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.nodes import nodes_behind
 from gradcheck.capture.replay import Models
+from gradcheck.capture.weighting import sampled
 from gradcheck.training.trainer import needs_closure
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAdversary
@@ -85,8 +86,6 @@ def as_one(parts: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
 
 FEWEST_STEPS = 30  # of each; a slow script is followed for 40 of the one that steps first
 EDGE = 10  # steps at either end that are compared
-TENSORS = 4  # whose gradients are sampled,
-ENTRIES = 1024  # at so many entries each
 MOST_NUMBERS = 20_000_000  # of a model that is copied for one more look
 ONE_WAY = 0.99  # of a gradient, that has one sign (heuristic: all but rounding)
 
@@ -94,20 +93,17 @@ ONE_WAY = 0.99  # of a gradient, that has one sign (heuristic: all but rounding)
 def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Norm of entries of some of the gradients, as they are before a step."""
     given = [local(p.grad) for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
-    chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]
-    if not chosen:
-        return None
-    parts = [g.detach().reshape(-1)[:: max(1, g.numel() // ENTRIES)][:ENTRIES].float().norm() for g in chosen]
-    return torch.stack([p.to(parts[0].device) for p in parts]).norm()
+    parts = [entries.float().norm() for entries in sampled(given)]
+    return torch.stack([p.to(parts[0].device) for p in parts]).norm() if parts else None
 
 
 def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> LoopAdversary | None:
     """The training whose weights this one's loss goes through; None if there is none, or too little was seen."""
-    losses, sizes = _losses(watched), [float(s.gradient) for s in watched.steps if s.gradient is not None]
+    losses, sizes = watched.losses, [float(s.gradient) for s in watched.steps if s.gradient is not None]
     if len(losses) < FEWEST_STEPS or len(sizes) < FEWEST_STEPS:
         return None
     for other in opponents(watched, others):
-        theirs = _losses(other)
+        theirs = other.losses
         if len(theirs) < FEWEST_STEPS:
             continue
         return LoopAdversary(
@@ -133,10 +129,6 @@ def is_played_against(watched: OptimizerTrace, others: Iterable[OptimizerTrace])
 
 def _against(one: OptimizerTrace, other: OptimizerTrace) -> bool:
     return one is not other and _goes_through(one, other) and not _goes_through(other, one)
-
-
-def _losses(watched: OptimizerTrace) -> list[float]:
-    return [float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in watched.steps if s.passes]
 
 
 def _goes_through(one: OptimizerTrace, other: OptimizerTrace) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.gaps import described
-from gradcheck.capture.events import BackwardPass
+from gradcheck.capture.events import BackwardPass, total_loss
 from gradcheck.capture.nodes import Loose, Owner
 from gradcheck.capture.replay import Program
 from gradcheck.instrument.graph_structure import upstream_leaves
@@ -90,7 +90,7 @@ def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program,
 
 
 def _other_loss(repeated: _Repeated, passes: Sequence[BackwardPass]) -> str:
-    return f"its loss was {repeated.loss:.4g}, the script's {_recorded(passes):.4g}"
+    return f"its loss was {repeated.loss:.4g}, the script's {total_loss(passes):.4g}"
 
 
 def _copies(owners: Sequence[Owner]) -> Twins:
@@ -139,12 +139,8 @@ def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[Bac
     return _Repeated(sum(values), exact, strangers, foreign)
 
 
-def _recorded(passes: Sequence[BackwardPass]) -> float:
-    return float(sum(float(p.loss.float().sum()) for p in passes))
-
-
 def _close(value: float, passes: Sequence[BackwardPass]) -> bool:
-    wanted = _recorded(passes)
+    wanted = total_loss(passes)
     return not math.isfinite(wanted) or abs(value - wanted) <= SAME * max(abs(wanted), 1e-3)
 
 

@@ -54,9 +54,14 @@ def gradient_sample(leaves: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     given = [local(t.grad) for t in leaves.values() if t.grad is not None and t.grad.layout is torch.strided and t.grad.numel()]
     if not given:
         return None
-    chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]
-    parts = [g.detach().reshape(-1)[:: max(1, g.numel() // ENTRIES)][:ENTRIES] for g in chosen]
+    parts = sampled(given)
     return torch.cat([p.to(parts[0].device, torch.float32) for p in parts]).clone()
+
+
+def sampled(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Entries of some of them."""
+    chosen = gradients[:: max(1, len(gradients) // TENSORS)][:TENSORS]
+    return [g.detach().reshape(-1)[:: max(1, g.numel() // ENTRIES)][:ENTRIES] for g in chosen]
 
 
 def weighed(passes: Sequence[Weighed]) -> LoopWeighting | None:

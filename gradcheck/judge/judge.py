@@ -9,14 +9,13 @@ from gradcheck.analysis.gaps import as_of_one_step
 from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.consensus import agree, merge_sites
 from gradcheck.judge.gate_rules import asserted
-from gradcheck.judge.looks import in_words
 from gradcheck.judge.select import chosen, for_these, needs
 from gradcheck.judge.suppress import split_by_comments, split_by_layers, unused_ignore, without_effect
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, RuleStatus
 from gradcheck.types.location import Ignore, Location
 from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.report import Report
-from gradcheck.types.rule import NoVerdict, Rule
+from gradcheck.types.rule import NoVerdict, Rule, in_words
 
 
 def fold(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradcheck.judge.consensus import fingerprint, key, seen_from
-from gradcheck.judge.looks import in_words
 from gradcheck.report.formatting import clean, looked, measured, tree
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.location import Location, cell_file
 from gradcheck.types.report import Report
+from gradcheck.types.rule import in_words
 
 
 @dataclass(frozen=True)

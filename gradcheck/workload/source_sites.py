@@ -33,7 +33,7 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
-_RECORDING = tuple(("recorder recording forward backward steps step_log births passes rows tape nodes updates forgotten silent").split())
+_RECORDING = tuple(("recorder recording forward backward steps step_log births rows tape nodes updates forgotten silent").split())
 _TAPS = (
     *(_GRADCHECK + folder + os.sep for folder in ("bisect", "instrument", "measure", "live")),
     *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("trainer", "clip")),

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
-from gradcheck.instrument.custom_functions import seen_by
+from gradcheck.instrument.patches import seen_by
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
