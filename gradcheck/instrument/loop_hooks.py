@@ -33,6 +33,9 @@ class LoopListener:
     def after_backward(self, done: bool) -> None:
         """`done`: it did not raise."""
 
+    def backward_failed(self) -> None:
+        """The same where it raised, for those who do not hear of each."""
+
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Its constructor, or that of its base class, is over."""
 
@@ -250,6 +253,8 @@ class LoopHooks:
                     done = True
                 finally:
                     self._tell("after_backward", done)
+                    if not done:
+                        self._tell("backward_failed")
             finally:
                 self._inside -= 1
             return result

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.capture.retained import Retained
+from gradcheck.capture.retained import FOLLOWED, GLANCE, Retained
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.loop_hooks import ClipKind, LoopHooks, LoopListener
 from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
@@ -63,8 +63,6 @@ class LoopMonitor(LoopListener):
         self.spikes = Spikes(record)
         self.retained = record.log.retained = Retained(record)
         self.hooks = LoopHooks(self.journal, self.retained, self)
-
-    # ----------------------------------------------------------------- context
 
     def start(self) -> None:
         record = self.record
@@ -137,18 +135,21 @@ class LoopMonitor(LoopListener):
         self.tapping.arm(self.measures)
         for event in MEASURED_ONLY:
             self.hooks.hear(event, self, self.measures)
+        self.hooks.hear("after_backward", self, not self._plain)
         self.hooks.hear("before_backward", self.retained, not self.retained.over)
 
     # ---------------------------------------------------------------- backward
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
         if self._plain and len(losses) == 1 and self.scaling.loss is None and not losses[0].dim():
-            self.losses.running, self.losses.value = loss, value = losses[0], losses[0].item() if losses[0].is_cpu else None
-            self.spikes.judge(value, loss)
+            self.spikes.judge(self.losses.take(losses[0]), losses[0])
             return
         self.losses.begin(losses, self.scaling.loss)
         if len(losses) == 1:
             self.spikes.look(self.losses.running, losses[0])
+        if self._plain:
+            self.losses.end(True)
+            return
         self.lines.current = caller()
         if self._closure:
             self.losses.take_up(self.gradients.marks)
@@ -163,9 +164,6 @@ class LoopMonitor(LoopListener):
 
     def after_backward(self, done: bool) -> None:
         if not done:
-            return
-        if self._plain:
-            self.losses.end(True)
             return
         self.record.backwards += self.measures
         calls = self.tapping.reached()
@@ -185,6 +183,10 @@ class LoopMonitor(LoopListener):
         self.gradients.note_versions(self.measures)
         if self._closure and self.measures and self.watching is None:
             self._watch_step()
+
+    def backward_failed(self) -> None:
+        if self._plain and self.losses.passes:
+            self.losses.passes.pop()
 
     def _gather(self, calls: list[Call]) -> bool:
         """Keeps the calls that the gradient reached. Returns whether it reached any: if not, the pass was of something else."""
@@ -224,7 +226,9 @@ class LoopMonitor(LoopListener):
             self.record.optimizer, self._closure = optimizer, False
             return
         self.optimizers.see(optimizer, self.measures)
-        self._plain = self._plain and not (closure or self.optimizers.several)
+        if self._plain and (closure or self.optimizers.several):
+            self._plain = False
+            self.hooks.hear("after_backward", self, True)
         if not self.optimizers.is_main(optimizer):
             return
         if self.measures and self.record.log.averages is not None:
@@ -242,8 +246,7 @@ class LoopMonitor(LoopListener):
             self.spikes.before_step(self.watching.total_norm if self.watching is not None else None)
         traced = self.record.traced
         if self.measures and traced is not None and traced.step_site is None:
-            traced.step_site, traced.loops = here(), loops_around(outside())
-            traced.label = variable_of(optimizer)
+            traced.step_site, traced.loops, traced.label = here(), loops_around(outside()), variable_of(optimizer)
             self.journal.schedulers.name(traced)
 
     def before_clipping(self, kind: ClipKind, threshold: float, parameters: Sequence[torch.Tensor]) -> None:
@@ -311,24 +314,22 @@ class LoopMonitor(LoopListener):
     def _count(self) -> None:
         """A step that was not measured is over."""
         if self.spikes.jumped:
-            self._look_closer()
+            self.spikes.jumped = False
+            if self.together is None:  # processes measure the same steps
+                self.cadence.ask()
+                if self.scaling.scaler is None:  # the gradients can still be seen
+                    self.record.instruments.look_between(self.step, self.optimizers.main, self.record.watched)
         if not (self._plain and self.scaling.scaler is None and self.losses.file_single()):
             self._file_loss()
             self._clear()
         self.record.steps = step = self.record.steps + 1
         self.pace.step(False)
         self.pace.own += OWN * self.hooks.sampled(step, self.pace.now)
+        if step in (GLANCE, FOLLOWED):
+            self.hooks.hear("before_backward", self.retained, not self.retained.over)
         self.cadence.look(step)
         if self.cadence.wanted or self.record.bad_losses == 1:
             self._next()
-
-    def _look_closer(self) -> None:
-        """At the step that is over, as far as it can still be seen, and at the next one."""
-        self.spikes.jumped = False
-        if self.together is None:  # processes measure the same steps
-            self.cadence.ask()
-            if self.scaling.scaler is None:
-                self.record.instruments.look_between(self.step, self.optimizers.main, self.record.watched)
 
     def _next(self) -> None:
         self.cadence.look(self.step)
@@ -376,8 +377,6 @@ class LoopMonitor(LoopListener):
         self.lines.settle()
         self.scaling.clear()
         self._closure = False
-
-    # ------------------------------------------------------------------ scaler
 
     def scaled(self, scaler: Any, loss: torch.Tensor, result: torch.Tensor | None) -> None:
         if scaler.is_enabled():

@@ -79,24 +79,28 @@ class Losses:
     explicit: Any = None  # the loss of the step, given by the user
     passes: list[torch.Tensor | float] = field(default_factory=list)  # since the last step
     running: torch.Tensor | None = None  # of the backward pass that runs
-    value: float | None = None  # of it, where it was read already
     _waiting: list[torch.Tensor] = field(default_factory=list)  # of steps, on a device, not read yet
     _gathered: tuple[list[torch.Tensor | float], Marks] = field(default_factory=lambda: ([], []))  # before a step with a closure
     _carried: int = 0  # of them that belong to the step: the closure adds to their gradients
 
     def begin(self, losses: Sequence[torch.Tensor], unscaled: torch.Tensor | None) -> None:
         """A backward pass begins. `unscaled`: what was multiplied by a scaler's factor to make the loss."""
-        self.value = None
         values = [unscaled] if unscaled is not None and len(losses) == 1 else losses
         whole = [v.detach().sum() if v.dim() else v.detach() for v in values]
         self.running = whole[0] if len(whole) == 1 else torch.stack([w.float() for w in whole]).sum() if whole else None
 
+    def take(self, loss: torch.Tensor) -> float | None:
+        """Of a pass that belongs to the step, before it runs. Returns the value where it may be read."""
+        value = loss.item() if loss.is_cpu else None
+        self.passes.append(loss.detach() if value is None else value)
+        return value
+
     def end(self, counts: bool) -> bool:
         """The pass is over; whether its loss is now one of the step's."""
-        running, value, self.running, self.value = self.running, self.value, None, None
+        running, self.running = self.running, None
         if running is None or not counts:
             return False
-        self.passes.append(running.detach() if value is None else value)
+        self.passes.append(running.detach())
         return True
 
     def set_aside(self, marks: Marks) -> None:

@@ -117,8 +117,8 @@ class MergedLosses:
             first = next((i for i, x in enumerate(values) if not math.isfinite(x)), None)
             if first is not None and rank not in self._broken:
                 self._broken[rank] = RankLoss(rank, begin + first)
-        for together in zip(*losses.values(), strict=False):
-            self._levels.note(dict(zip(losses, together, strict=True)))
+        for step, together in enumerate(zip(*losses.values(), strict=False), begin):
+            self._levels.note(dict(zip(losses, together, strict=True)), step)
         for value in merge_losses(list(losses.values())):
             self.record.note_loss(value)
 
@@ -138,7 +138,7 @@ class MergedLosses:
         broken = tuple(sorted(self._broken.values(), key=lambda b: b.step))
         own_data = trains_on_parts(self.record.model) if self.sharded else not self._why
         same = len(self._alike) if own_data and all(self._alike) else 0
-        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), broken, self._levels.furthest(), same)
+        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), broken, self._levels.furthest(), self._levels.jump, same)
         self.record.ranks = facts
         self.record.apart = list(self._lacking())
 

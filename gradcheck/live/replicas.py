@@ -4,8 +4,9 @@ the data differ.
 
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch.distributed as dist
@@ -49,12 +50,19 @@ def _own_affair(p: nn.Parameter) -> bool:
     return bool(getattr(p, "tensor_model_parallel", False)) or getattr(p, "allreduce", True) is False
 
 
+BLOCK, ENDS = 10, 2  # steps whose mean counts, without so many at both ends: a single batch moves nothing
+HISTORY = 100  # steps: of fewer blocks before it any is the furthest now and then
+
+
 @dataclass
 class _Rank:
     own: float = 0.0  # sums over the steps, as the next three
     others: float = 0.0
     apart: float = 0.0
     squares: float = 0.0
+    block: list[tuple[float, float]] = field(default_factory=list)  # own and the others' losses since the last whole one
+    reach: float = 0.0  # furthest apart of all blocks so far
+    before: float = 0.0  # own level in the last block
 
 
 @dataclass
@@ -62,9 +70,10 @@ class RankLevels:
     """Fed with the losses of each step that all ranks took."""
 
     steps: int = 0
+    jump: RankLevel | None = None  # of all blocks the one furthest beyond those before it
     _ranks: dict[int, _Rank] = field(default_factory=dict)
 
-    def note(self, losses: Mapping[int, float]) -> None:
+    def note(self, losses: Mapping[int, float], step: int) -> None:
         """`losses`: by rank. Steps whose losses are not all finite are left out."""
         if len(losses) < 2 or not all(map(math.isfinite, losses.values())):
             return
@@ -77,6 +86,20 @@ class RankLevels:
             seen.others += others
             seen.apart += own - others
             seen.squares += (own - others) ** 2
+            seen.block.append((own, others))
+        if not self.steps % BLOCK:
+            self._end_block(step + 1 - BLOCK)
+
+    def _end_block(self, since: int) -> None:
+        found = []
+        for rank, seen in self._ranks.items():
+            own, others, apart = (_middle(x) for x in zip(*((a, b, a - b) for a, b in seen.block), strict=True))
+            score = abs(apart) / seen.reach if seen.reach else 0.0
+            found.append((abs(own - seen.before), RankLevel(rank, self.steps - BLOCK, own, others, min(score, 1e9), since)))
+            seen.block, seen.reach, seen.before = [], max(seen.reach, abs(apart)), own
+        moved = max(found, key=lambda f: f[0])[1]
+        if moved.steps >= HISTORY and (self.jump is None or moved.score > self.jump.score):
+            self.jump = moved
 
     def furthest(self) -> RankLevel | None:
         """The rank whose losses lie furthest above those of the others, or below; of two the one with the higher losses."""
@@ -88,3 +111,7 @@ class RankLevels:
         error = math.sqrt(max(seen.squares / self.steps - mean * mean, 0.0) / self.steps)
         score = abs(mean) / error if error > 0 else math.inf if mean else 0.0
         return RankLevel(rank, self.steps, seen.own / self.steps, seen.others / self.steps, min(score, 1e9))
+
+
+def _middle(values: Sequence[float]) -> float:
+    return fmean(sorted(values)[ENDS:-ENDS])

@@ -97,7 +97,8 @@ class RankLevel:
     steps: int
     own: float
     others: float
-    score: float  # mean difference over its standard error
+    score: float  # mean difference over its standard error; of a jump: over the largest one that as many steps had before
+    since: int | None = None  # of a jump: its first step. `steps` are those before it, `own` and `others` the losses in it
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class RankFacts:
     steps: tuple[RankStep, ...] = ()
     non_finite: tuple[RankLoss, ...] = ()
     level: RankLevel | None = None
+    jump: RankLevel | None = None  # the largest one of a single rank's losses
     same_batches: int = 0  # steps that were compared, if in each all ranks were given the same batch though each should have its own
 
 

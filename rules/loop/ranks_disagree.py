@@ -20,6 +20,11 @@ SYNC = "leave no_sync() for the last backward pass before step(), and call the D
         "steps": Limit(2, "measured steps", "heuristic: one may fall between an update and its exchange"),
         "level": Limit(0.3, "of the others' loss", "heuristic; measured: data alike 0.007, other labels on one of three ranks 0.44"),
         "score": Limit(10, "standard errors", "measured: data alike 1.5, other labels 29"),
+        "jump": Limit(
+            8,
+            "times the distance before",
+            "measured: losses alike, noisy and with memory, 5.3 at most in 960 runs; other labels or units from one step on: 20 and more",
+        ),
         "losses": Limit(100, "steps", "heuristic: fewer tell little of the data"),
     },
 )
@@ -45,7 +50,8 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     A relative distance above `distance` 1e-5 at the last `steps` 2 measured steps: gradients that were averaged are equal to the last bit,
     and so are the steps made of them. Parameters that were found equal again in between are averaged now and then, as local SGD does:
     that is a note. Where they are equal, the losses of the ranks over `losses` (100) steps or more, in which all have the same weights: a
-    mean that lies `level` (30 %) away from that of the others, beyond `score` (10 standard errors of their difference), is a warning.
+    mean that lies `level` (30 %) away from that of the others, beyond `score` (10 standard errors of their difference), is a warning,
+    as are ten steps in which it does, and `jump` (8) times as far as any ten before.
     So are batches that are equal on all ranks, bit for bit, in all steps that were compared, `steps` or more, where each rank should have
     its own. Of a watched run, what all layers give is compared.
 
@@ -68,7 +74,9 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation: "Distributed Data Parallel"; `torch.nn.parallel.DistributedDataParallel.no_sync`.
     """
     ranks = required(m.ranks, not_applicable("one process trains"))
-    other = [_other_data(ranks.level, ranks.count, limits)] if ranks.level is not None and _stands_apart(ranks.level, limits) else []
+    other = [_jumped(ranks.jump, ranks.count, limits)] if ranks.jump is not None and _jumps(ranks.jump, limits) else []
+    if not other and ranks.level is not None and _stands_apart(ranks.level, limits):
+        other.append(_other_data(ranks.level, ranks.count, limits))
     if ranks.same_batches >= limits["steps"]:
         other.append(_same_data(ranks))
     if not ranks.steps and not other:
@@ -86,6 +94,28 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
 def _stands_apart(level: RankLevel, limits: Limits) -> bool:
     far = abs(level.own - level.others) > limits["level"] * abs(level.others)
     return far and level.steps >= limits["losses"] and level.score > limits["score"]
+
+
+def _jumps(jump: RankLevel, limits: Limits) -> bool:
+    """Whether the losses of one rank leave the others' from one step on."""
+    far = abs(jump.own - jump.others) > limits["level"] * abs(jump.others)
+    return far and jump.steps >= limits["losses"] and jump.score > limits["jump"]
+
+
+def _jumped(jump: RankLevel, count: int, limits: Limits) -> Finding:
+    message = (
+        f"from step {jump.since} on, or soon after, the losses of rank {jump.rank} are {number(jump.own)}, those of the other "
+        f"{'rank' if count == 2 else 'ranks'} {number(jump.others)}, {number(jump.score)} times as far apart as ever before: the weights "
+        "are the same, so its data changed"
+    )
+    return found(
+        "warning",
+        message,
+        evidence=Evidence("distance of a rank's losses from the others', over that before", jump.score, limits["jump"], ">", "times"),
+        remedies=(
+            Remedy("look-at-rank", f"look at what rank {jump.rank} reads from step {jump.since} on: the file, its labels, its units"),
+        ),
+    )
 
 
 def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:

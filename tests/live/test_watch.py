@@ -127,6 +127,26 @@ def test_passes_before_a_step_with_a_closure_count_when_their_gradients_do(clear
     assert board.report().measurement.probe.losses == pytest.approx(used)
 
 
+def test_a_backward_pass_that_raises_is_none_of_the_step() -> None:
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses: list[float] = []
+    with gradcheck.watch(model, optimizer, every=50) as board:
+        for i, (x, y) in enumerate(loops.batches(8)):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            if i == 6:  # as when memory runs out: the program goes on with the next batch
+                handle = loss.grad_fn.register_prehook(lambda gradients: 1 / 0)  # type: ignore[union-attr]
+                with contextlib.suppress(ZeroDivisionError):
+                    loss.backward()
+                handle.remove()
+                continue
+            losses.append(loss.item())
+            loss.backward()
+            optimizer.step()
+    assert board.failure is None and board.report().measurement.probe.losses == pytest.approx(losses)
+
+
 def test_a_model_that_the_loop_sets_to_training_is_in_training() -> None:
     for trains in (True, False):
         model = loops.mlp().eval()  # as pretrained ones come

@@ -94,14 +94,30 @@ def test_a_rank_with_other_data(own, steps, score, fires):
     assert not fires or "rank 2" in only(ranks_disagree, m).message
 
 
+@pytest.mark.parametrize("how", ["labels", "simple", "one batch", "alike"])
+def test_a_rank_whose_data_change_is_named_with_the_step(how: str):
+    draw, levels = random.Random(0), RankLevels()
+    for step in range(300):
+        losses = {rank: 0.7 + 0.03 * draw.gauss(0, 1) for rank in range(2)}
+        if step >= 200 and how in ("labels", "simple"):
+            losses[1] += (2.5 if how == "labels" else -0.6) * 0.9 ** (step - 200)  # it is learned, and the other rank forgets
+            losses[0] += 0.4 * (how == "labels")
+        losses[1] += 50 * (how == "one batch" and step == 200)
+        levels.note(losses, step)
+    m = seen(0.0, 0.0, count=2)
+    told = findings(ranks_disagree, replace(m, ranks=replace(m.ranks, jump=levels.jump)))
+    assert len(told) == (how in ("labels", "simple"))
+    assert all("from step 200 on" in f.message and "losses of rank 1" in f.message for f in told)
+
+
 def test_levels_tell_the_rank_whose_losses_lie_apart():
     draw = random.Random(0)
     levels, alike = RankLevels(), RankLevels()
-    for _ in range(400):
+    for step in range(400):
         losses = [1.0 + 0.3 * draw.gauss(0, 1) for _ in range(4)]
-        alike.note(dict(enumerate(losses)))
-        levels.note({rank: x + 0.5 * (rank == 1) for rank, x in enumerate(losses)})
-    levels.note({0: 1.0, 1: math.nan})
+        alike.note(dict(enumerate(losses)), step)
+        levels.note({rank: x + 0.5 * (rank == 1) for rank, x in enumerate(losses)}, step)
+    levels.note({0: 1.0, 1: math.nan}, 400)
     found, other = levels.furthest(), alike.furthest()
     assert found is not None and (found.rank, found.steps) == (1, 400) and found.own - found.others == pytest.approx(0.5, abs=0.1)
     assert found.score > 20 and other is not None and other.score < 5 and abs(other.own - other.others) < 0.1
