@@ -31,9 +31,20 @@ def test_a_healthy_model_has_no_findings_and_every_rule_has_a_state():
     assert [x.name for x in report.layers] == ["0", "1", "2", ""]
 
 
+class Kernel(nn.Module):
+    """No layer, and called past torch's hooks: as the kernels of a Gaussian process are."""
+
+    def __init__(self):
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(3, 8))
+
+    def __call__(self, x):
+        return -torch.cdist(x, self.centers)
+
+
 def test_a_model_whose_inside_is_not_seen_is_judged_in_part():
     batches = data()
-    for model, in_part in ((net(), False), (torch.jit.script(net()), True)):
+    for model, in_part in ((net(), False), (torch.jit.script(net()), True), (nn.Sequential(Kernel()), False)):
         report = gradcheck.scan(model, batches, loss=nn.CrossEntropyLoss(), config={"ignore": ["GRAPH005"]})
         assert report.coverage.in_part is in_part and report.exit_code() == 2 * in_part
         assert any("torch.jit" in reason for reason in report.coverage.reasons) is in_part
