@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import gradcheck
 from gradcheck.instrument import activation_recorder, unit_activity
-from gradcheck.pipeline import MANY, _counted
+from gradcheck.pipeline import MANY, _counted, _in_turn
 
 
 def data(count: int = 4):
@@ -123,3 +127,18 @@ def test_making_a_large_model_counts_in_its_budget():
     many = nn.Sequential(*(nn.Identity() for _ in range(MANY)))
     assert _counted(10.0, 60.0, many) == 7.0
     assert _counted(10.0, 60.0, net()) == 0.0  # slow imports take nothing from the measuring of a small one
+
+
+@pytest.mark.parametrize(("alone", "order", "given"), [(True, [1, 2, 9], [3, 4, 7]), (False, [9, 1, 2], [3, 3, 3])])
+def test_the_time_that_a_small_training_leaves_goes_to_larger_ones(monkeypatch, alone, order, given):
+    trainings: list[Any] = [SimpleNamespace(workload=SimpleNamespace(model=nn.Linear(size, 1))) for size in (9, 1, 2)]
+    seen, clock = [], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def scanned(training, seconds):
+        seen.append((training.workload.model.in_features, seconds))
+        clock[0] += 1
+        return training
+
+    assert _in_turn(trainings, 9.0, scanned, alone=alone) == trainings
+    assert seen == list(zip(order, given, strict=True))
