@@ -69,6 +69,19 @@ def features_that_hooks_take_out() -> list[Any]:
     return trained(twice, loss)
 
 
+def a_loss_that_is_logged_before_it_is_used() -> list[Any]:
+    """Without gradient, as torchmetrics does; what already is a float tensor is handed on, and stays the loss."""
+    model = mlp()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        value = F.cross_entropy(model(x), y)
+        with torch.no_grad():
+            assert torch.as_tensor(value.float()) is value
+        return value
+
+    return trained(model, loss)
+
+
 def a_loss_that_a_part_keeps() -> list[Any]:
     class Net(nn.Module):
         def __init__(self) -> None:
