@@ -114,10 +114,14 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
         spent = time.perf_counter() - began
-        seconds = _left(settings, spent, max(_size(t.workload.model) if t.workload else 0 for t in trainings)) / len(trainings)
+        seconds = _left(settings, spent, max(map(_size_of, trainings)))
         before = spent if started is None else time.perf_counter() - started
         try:
-            reports = [_over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick), run) for training in trainings]
+
+            def within(training: Training, seconds: float) -> Report | None:
+                return _over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick), run)
+
+            reports = _in_turn(trainings, seconds, within, alone=ranks is None)
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
         if not is_rank_zero():
@@ -125,6 +129,24 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         found = _rewarded([report for report in reports if report is not None], settings)
         explain_ending(run, spec, found)
         return [_after_script(report, before, spent) for report in found]
+
+
+def _in_turn(
+    trainings: list[Training], seconds: float, scanned: Callable[[Training, float], Report | None], *, alone: bool
+) -> list[Report | None]:
+    """The report of each, the smallest model's first: what it leaves of its share of the seconds goes to the others, unless the clocks of
+    several ranks would have to agree on it."""
+    found = dict[int, Report | None]()
+    order = sorted(trainings, key=_size_of) if alone else trainings
+    for share, training in zip(range(len(order), 0, -1), order, strict=True):
+        begun, given = time.perf_counter(), seconds / share
+        found[id(training)] = scanned(training, given)
+        seconds -= min(time.perf_counter() - begun, given) if alone else given
+    return [found[id(t)] for t in trainings]
+
+
+def _size_of(training: Training) -> int:
+    return _size(training.workload.model) if training.workload else 0
 
 
 def _rewarded(reports: list[Report], settings: Settings) -> list[Report]:

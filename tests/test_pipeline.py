@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import gradcheck
 from gradcheck.instrument import activation_recorder, unit_activity
-from gradcheck.pipeline import MANY, _counted
+from gradcheck.pipeline import MANY, _counted, _in_turn
 
 
 def data(count: int = 4):
@@ -31,9 +35,20 @@ def test_a_healthy_model_has_no_findings_and_every_rule_has_a_state():
     assert [x.name for x in report.layers] == ["0", "1", "2", ""]
 
 
+class Kernel(nn.Module):
+    """No layer, and called past torch's hooks: as the kernels of a Gaussian process are."""
+
+    def __init__(self):
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(3, 8))
+
+    def __call__(self, x):
+        return -torch.cdist(x, self.centers)
+
+
 def test_a_model_whose_inside_is_not_seen_is_judged_in_part():
     batches = data()
-    for model, in_part in ((net(), False), (torch.jit.script(net()), True)):
+    for model, in_part in ((net(), False), (torch.jit.script(net()), True), (nn.Sequential(Kernel()), False)):
         report = gradcheck.scan(model, batches, loss=nn.CrossEntropyLoss(), config={"ignore": ["GRAPH005"]})
         assert report.coverage.in_part is in_part and report.exit_code() == 2 * in_part
         assert any("torch.jit" in reason for reason in report.coverage.reasons) is in_part
@@ -112,3 +127,18 @@ def test_making_a_large_model_counts_in_its_budget():
     many = nn.Sequential(*(nn.Identity() for _ in range(MANY)))
     assert _counted(10.0, 60.0, many) == 7.0
     assert _counted(10.0, 60.0, net()) == 0.0  # slow imports take nothing from the measuring of a small one
+
+
+@pytest.mark.parametrize(("alone", "order", "given"), [(True, [1, 2, 9], [3, 4, 7]), (False, [9, 1, 2], [3, 3, 3])])
+def test_the_time_that_a_small_training_leaves_goes_to_larger_ones(monkeypatch, alone, order, given):
+    trainings: list[Any] = [SimpleNamespace(workload=SimpleNamespace(model=nn.Linear(size, 1))) for size in (9, 1, 2)]
+    seen, clock = [], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def scanned(training, seconds):
+        seen.append((training.workload.model.in_features, seconds))
+        clock[0] += 1
+        return training
+
+    assert _in_turn(trainings, 9.0, scanned, alone=alone) == trainings
+    assert seen == list(zip(order, given, strict=True))

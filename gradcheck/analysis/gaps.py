@@ -29,8 +29,8 @@ def unread_layers(failures: Mapping[str, str]) -> list[NotMeasured]:
     return [NotMeasured(f"layer {name}", "its values could not be summarised", detail=detail) for name, detail in failures.items()]
 
 
-def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
-    """`steps`: that the short training was to take; `seconds`: the time for all of the measuring."""
+def gaps(m: Measurement, steps: int, seconds: float, *, layers: bool = True) -> Iterator[NotMeasured]:
+    """`steps`: that the short training was to take; `seconds`: the time for all of the measuring. `layers`: the model holds some."""
     taken = len(m.probe.losses)
     if not taken and not any(n.what == "probe" for n in m.not_measured):
         yield NotMeasured("probe", "the short training took no step")
@@ -38,7 +38,7 @@ def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
         of = f" of {steps}" if taken < steps else ""  # it goes on for longer where it has not fallen by then
         why = f"the short training was cut off after {taken}{of} steps, before it could be told whether its loss falls"
         yield NotMeasured("probe", why, "short", more_time(seconds))
-    if _saw_nothing_inside(m):
+    if layers and _saw_nothing_inside(m):
         why = "none of the model's own modules was seen to run, as in models that torch.jit has compiled"
         for what in ("signals", "units", "similarity"):
             yield NotMeasured(what, why, remedy="scan the model as it is before it is compiled")

@@ -29,6 +29,7 @@ class Forward:
     def __init__(self, recording: Recording, updates: Updates) -> None:
         self.recording, self.updates = recording, updates
         self._stack: list[tuple[nn.Module, Node | None, bool]] = []  # modules that are being called; whether they count for the depth
+        self._heard: list[tuple[nn.Module, list[torch.Tensor]]] = []  # modules with hooks of the user's, and what they returned
         self._blind = 0  # calls without gradient that were recorded
 
     def applying(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +120,8 @@ class Forward:
                 break
         else:
             return
+        if node is None and module._forward_hooks and any(n is not None for _, n, _ in self._stack):
+            self._heard.append((module, list(tensors_in(output))))
         if node is not None and tape.recording:
             recording.busy += 1
             try:
@@ -128,11 +131,23 @@ class Forward:
                     tape.failed = node, error
                 made = {path: t for path, t in _kept(module) if tape.ref(t) is None and all(t is not x for x in tensors_in(output))}
                 node.kept = tuple(made)
-                tape.put_out(node, [*tensors_in(output), *made.values()])
+                tape.put_out(node, [*tensors_in(output), *made.values(), *self._taken(node, module, [*tensors_in(output), *made.values()])])
                 if node.random is not None and node.owner is not None:
                     recording.owners.settle(node.owner)
             finally:
                 recording.busy -= 1
+
+    def _taken(self, node: Node, module: nn.Module, known: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Outputs of its parts that hooks of the user's may have taken out of it: features for a second loss, say."""
+        heard, self._heard = self._heard, []
+        if not heard:
+            return []
+        paths = {id(part): path for path, part in module.named_modules()}
+        node.heard = tuple(dict.fromkeys(paths[id(part)] for part, _ in heard if id(part) in paths))
+        found = [t for part, tensors in heard if id(part) in paths for t in tensors]
+        new = {i: t for i, t in enumerate(found) if t.grad_fn is not None and all(t is not k for k in known)}
+        node.taken = tuple(new)
+        return list(new.values())
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ class Node:
     host: HostStates | None = None  # before a module's
     in_place: bool = False
     kept: tuple[str, ...] = ()  # attributes of a module, with their paths, that stand after what it returns: losses that it leaves there
+    heard: tuple[str, ...] = ()  # paths of parts of a module whose outputs the user's hooks take out,
+    taken: tuple[int, ...] = ()  # and which of those outputs stand after what is kept
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
     counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
     read: bool = False  # the loop took its values out of torch: what it computed from them fits no other values

@@ -192,10 +192,14 @@ class Program:
                 stack.enter_context(torch.set_grad_enabled(node.grad))
             for kind, dtype in node.autocast:
                 stack.enter_context(torch.autocast(kind, dtype))
+            heard: list[torch.Tensor] = []
+            for path in node.heard:
+                hook = submodule(function, path).register_forward_hook(lambda _, args, out: heard.extend(tensors_in(out)), prepend=True)
+                stack.callback(hook.remove)
             output = _call(function, args, kwargs, node)
         if getattr(function, "__name__", "") == "__setitem__":
             return [args[0]]
-        return [*tensors_in(output), *(submodule(function, path) for path in node.kept)]
+        return [*tensors_in(output), *(submodule(function, path) for path in node.kept), *(heard[i] for i in node.taken)]
 
     def _is_constant(self, value: Any) -> bool:
         return isinstance(value, (_Entry, _Fixed)) or (isinstance(value, _Value) and value.step in self._shaping)

@@ -135,6 +135,8 @@ class Tape:
     def put_out(self, node: Node, output: Any) -> None:
         """Notes the tensors of an output as values of the call."""
         for index, tensor in enumerate(tensors_in(output)):
+            if not node.grad and not node.in_place and tensor.grad_fn is not None and self.ref(tensor) is not None:
+                continue  # handed on as it is: `loss.float()` without gradient
             self.alias(tensor, Ref(node, index))
             node.counts[index] = tensor.numel()
             if not tensor.requires_grad:

@@ -83,6 +83,12 @@ def kind_of(module: nn.Module) -> LayerKind:
     return "other"
 
 
+def holds_layers(model: nn.Module) -> bool:
+    """Whether some of its weights are those of layers, or of something compiled, and not only of modules that are no layers (kernels)."""
+    holders = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+    return any(isinstance(m, torch.jit.ScriptModule) or kind_of(m) in LEAF_KINDS for m in holders)
+
+
 def activation_of(module: nn.Module) -> str | None:
     """Canonical name of an activation module: "relu", "gelu", ...; None for anything else."""
     name = class_of(module).__name__

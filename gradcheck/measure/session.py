@@ -11,7 +11,7 @@ import torch
 from gradcheck.analysis.convergence import held_up, outcome
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.instrument import data_flow, handwritten_loss
+from gradcheck.instrument import data_flow, handwritten_loss, kinds
 from gradcheck.instrument.activation_recorder import ActivationRecorder
 from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
@@ -139,7 +139,8 @@ class Session:
             self.workload.borrowed.give_back()
         self.seconds["total"] = now() - self.started
         m = self._measurement(probe, others, bad, checked, profiles)
-        return replace(m, not_measured=(*m.not_measured, *gaps(m, self.plan.probe_steps, self.plan.seconds)))
+        missing = gaps(m, self.plan.probe_steps, self.plan.seconds, layers=kinds.holds_layers(self.workload.model))
+        return replace(m, not_measured=(*m.not_measured, *missing))
 
     # ----------------------------------------------------------------------- probe
 

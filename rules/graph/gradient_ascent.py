@@ -148,11 +148,12 @@ def _unbounded(m: Measurement) -> Finding | None:
     end = m.probe.losses[-1] if m.probe.losses else float("nan")
     term = next((t for t in m.idle_terms if t.kind == "runaway" and t.site), None)
     whose = f", by a term of this sum ({number(term.value)})" if term else ""
+    asked = m.loop.backward_site if m.loop is not None else None
     return found(
         "error",
         f"the loss has no lower bound: the probe took it to {number(end)} (expected to stay above 0){whose} "
         "and it falls faster and faster; training runs away",
-        location=term.site if term else next((c.site for c in m.losses if c.site), None),
+        location=term.site if term else next((c.site for c in m.losses if c.site), asked),
         evidence=Evidence("loss at the end of the probe", end, 0.0, "<"),
         remedies=Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),
         confirmed=f"by the probe: the loss falls without bound, to {number(end)}",

@@ -83,7 +83,7 @@ def _effects(seen: LoopEvaluation) -> str:
     effects = []
     if seen.norms:
         state = "running statistics that have seen no batch" if seen.fresh else "fixed running statistics"
-        effects.append(f"{layers_in_words(seen.norms)} use {state}")
+        effects.append(f"{layers_in_words(seen.norms)} use{'s' * (len(seen.norms) == 1)} {state}")
     if seen.dropouts:
-        effects.append(f"{layers_in_words(seen.dropouts)} drop nothing")
+        effects.append(f"{layers_in_words(seen.dropouts)} drop{'s' * (len(seen.dropouts) == 1)} nothing")
     return " and ".join(effects)

@@ -55,6 +55,33 @@ def partial_and_bound_method() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x), y))
 
 
+def features_that_hooks_take_out() -> list[Any]:
+    """Of parts that are called several times, and of one whose output nothing else uses."""
+    model, held, shared = mlp(), list[Tensor](), nn.Linear(8, 8)
+    twice = nn.Sequential(model[0], shared, shared, nn.Tanh(), model[3])
+    for part in (shared, model[0]):
+        part.register_forward_hook(lambda module, args, output: held.append(output))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        held.clear()
+        return F.cross_entropy(twice(x), y) + held[0].square().mean() + held[2].abs().mean()
+
+    return trained(twice, loss)
+
+
+def a_loss_that_is_logged_before_it_is_used() -> list[Any]:
+    """Without gradient, as torchmetrics does; what already is a float tensor is handed on, and stays the loss."""
+    model = mlp()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        value = F.cross_entropy(model(x), y)
+        with torch.no_grad():
+            assert torch.as_tensor(value.float()) is value
+        return value
+
+    return trained(model, loss)
+
+
 def a_loss_that_a_part_keeps() -> list[Any]:
     class Net(nn.Module):
         def __init__(self) -> None:
