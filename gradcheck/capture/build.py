@@ -98,7 +98,8 @@ def workload_of(
     """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises ReplayMismatch."""
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
     taken = _steps(recorder, watched) if recorder.backwards or failed is None else Taken()
-    held = frozenset(w.key for key, w in recorder.tape.weights.items() if watched is None or key in watched.ids)
+    ids = watched.ids if watched is not None else recorder.tape.weights.keys()
+    held = frozenset(w.key for key, w in recorder.tape.weights.items() if key in ids)
     if recorder.tape.failure:
         copied = not recorder.tape.failure.startswith("the optimizer")
         raise ReplayMismatch(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
@@ -232,7 +233,8 @@ def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins, bounds: Bounds
     life = watched.life
     if life is not None and watched.forgets:
         Forgetting.attach(optimizer, life)
-    kept = [(w, p) for key, w in twins.tensors.items() if key in watched.ids for p in bounds.of(key, len(watched.steps))]
+    ids = watched.ids
+    kept = [(w, p) for key, w in twins.tensors.items() if key in ids for p in bounds.of(key, len(watched.steps))]
     if kept:
         optimizer.register_step_post_hook(Projections(kept).after)
         text += f", {len({id(w) for w, _ in kept})} weights put back within bounds after each step"

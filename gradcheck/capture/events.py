@@ -118,7 +118,8 @@ class OptimizerTrace(TracedOptimizer):
 
     def keep_watch(self) -> None:
         """Chooses the gradients to look at: a few that are not zero."""
-        self._watch = list(itertools.islice(filter(is_filled, self.parameters), WATCHED_GRADIENTS))
+        with torch._C.DisableTorchFunction():  # of vanished gradients all are looked at
+            self._watch = list(itertools.islice(filter(is_filled, self.parameters), WATCHED_GRADIENTS))
 
     def settle(self) -> None:
         """Checks whether gradients were cleared; called before each backward pass, clipping and step."""

@@ -172,7 +172,7 @@ def _moved(recorder: Recorder, watched: OptimizerTrace | None) -> int | None:
     if not weights:
         return None
     first = watched.memo if watched is not None else {}  # the root may have been copied again since, for another training
-    return sum(_differs(w, first) for w in weights)
+    return len(changed(weights, first))
 
 
 def _thawed(recorder: Recorder, watched: OptimizerTrace) -> LoopThawed | None:
@@ -182,16 +182,24 @@ def _thawed(recorder: Recorder, watched: OptimizerTrace) -> LoopThawed | None:
     held = {id(p) for w in recorder.optimizers.values() for p in w.parameters}
     late = Counter(key for keys in reached for key in keys - reached[0] - held)
     weights = [w for key, n in late.items() if n >= THAWED and (w := recorder.tape.weights.get(key)) is not None]
-    found = [w for w in weights if not w.owner.before(w).requires_grad and not _differs(w, watched.memo)]
+    moved = set(map(id, changed(weights, watched.memo)))
+    found = [w for w in weights if not w.owner.before(w).requires_grad and id(w) not in moved]
     step = next((i for i, keys in enumerate(reached) for w in found if w.key in keys), 0)
     return LoopThawed(tuple(w.name for w in found), step) if found else None
 
 
-def _differs(weight: Weight, first: Mapping[int, Any]) -> bool:
-    root = weight.owner.original
-    now = root.tensors.get(weight.key) if isinstance(root, Loose) else dict(root.named_parameters()).get(weight.name)
-    before = first[weight.key] if weight.key in first else weight.owner.before(weight)
-    return now is None or now.shape != before.shape or not torch.equal(local(now.detach()), local(before.detach()))
+def changed(weights: Sequence[Weight], first: Mapping[int, Any]) -> list[Weight]:
+    """Those that are no longer what they were. `first`: copies, by id, that go before those of their owners."""
+    roots = {id(w.owner.original): w.owner.original for w in weights}
+    named = {key: dict(root.named_parameters()) for key, root in roots.items() if not isinstance(root, Loose)}
+
+    def differs(weight: Weight) -> bool:
+        root = weight.owner.original
+        now = root.tensors.get(weight.key) if isinstance(root, Loose) else named[id(root)].get(weight.name)
+        before = first[weight.key] if weight.key in first else weight.owner.before(weight)
+        return now is None or now.shape != before.shape or not torch.equal(local(now.detach()), local(before.detach()))
+
+    return list(filter(differs, weights))
 
 
 def _same_line(step: Step) -> list[BackwardPass]:
