@@ -309,6 +309,18 @@ def test_outputs_in_the_rows_of_other_samples(name: str) -> None:
     assert measured(model, loss=lambda net, b: F.cross_entropy(first_tensor(net(b[0])), b[1])).misplaced is expected
 
 
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda y, t: (y.mean(1, keepdim=True) - t.float().unsqueeze(0)).square().mean(), True),
+        (lambda y, t: (y.mean(1).mean() - t.float().mean()).square(), True),
+        (lambda y, t: (y.mean(1, keepdim=True) - t.float().unsqueeze(1)).square().mean(), False),
+    ],
+)
+def test_a_loss_that_does_not_ask_whose_target_it_is(loss: Any, expected: bool) -> None:
+    assert measured(Net(nn.Tanh()), loss=lambda net, b: loss(net(b[0]), b[1])).unpaired is expected
+
+
 class Lookup(nn.Module):
     """Of facts and of a question; `use` says what becomes of the question."""
 
