@@ -102,6 +102,8 @@ class _Case:
             found = self._unordered(found, output, before, count)
         if not found.placed and not found.unordered:
             found = self._lost(found, before, after)
+        if not found.layer and (culprit := sample_places.dropped(self.model, before, self.dice)) is not None:
+            found = replace(found, dropped=True, layer=culprit.layer, operation=culprit.operation, site=culprit.site)
         if effect is None or effect >= SMALL_EFFECT:
             return replace(found, unpaired=effect is not None and self.all.target and self._unpaired())
         effect = max(effect, self._effect_in_training(before, after, count, replaced))
