@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import pytest
 import torch
 from torch import nn
 
+from gradcheck.capture.facts import FEWEST_COMPARED, undone
 from gradcheck.capture.nodes import Ref, nodes_behind
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
@@ -53,3 +55,44 @@ def test_what_came_before_a_step_is_not_walked_again() -> None:
     new = SimpleNamespace(serial=5, inputs=lambda: [Ref(old, 0), Ref(between, 0)])  # type: ignore[arg-type]
     between = SimpleNamespace(serial=4, inputs=list)
     assert nodes_behind([new], since=3) == [between, new]  # type: ignore[list-item, comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    ("then", "share"),
+    [
+        (lambda model, old: model.load_state_dict(old), 1.0),
+        (lambda model, old: [p.data.lerp_(old[name], 0.99) for name, p in model.named_parameters()], 1.0),
+        (lambda model, old: [p.data.lerp_(old[name], 0.5) for name, p in model.named_parameters()], 0.0),
+        (lambda model, old: None, 0.0),
+    ],
+)
+def test_steps_whose_changes_are_put_back(then: Any, share: float) -> None:
+    torch.manual_seed(0)
+    with record_sites() as sites, Recorder(sites, 100) as recorder:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        old = {name: t.clone() for name, t in model.state_dict().items()}
+        for _ in range(FEWEST_COMPARED + 1):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).square().mean().backward()
+            optimizer.step()
+            then(model, old)
+        trace = recorder.watched(optimizer)
+    assert undone(recorder, trace) == share
+
+
+def test_weights_that_two_optimizers_take_further_may_be_put_back() -> None:
+    with record_sites() as sites, Recorder(sites, 100) as recorder:
+        model = nn.Linear(4, 2)
+        inner = torch.optim.SGD(model.parameters(), 0.1)
+        outer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(FEWEST_COMPARED + 1):
+            old = {name: t.clone() for name, t in model.state_dict().items()}
+            for optimizer in (inner, outer):
+                optimizer.zero_grad()
+                model(torch.randn(3, 4)).square().mean().backward()
+                if optimizer is outer:
+                    model.load_state_dict(old)
+                optimizer.step()
+        trace = recorder.watched(inner)
+    assert undone(recorder, trace) is None
