@@ -24,6 +24,11 @@ Gradient = Literal["none", "zero", "some"]
 WATCHED_GRADIENTS = 4  # tensors whose gradients tell whether they were cleared
 
 
+FOLLOWED = 32  # steps whose weights are compared
+MOST_FOLLOWED = 1_000_000  # numbers of a training: two copies of them are held
+REMAINS = 0.1  # of a step's change, below which it is undone: clipping weights after each step leaves half
+
+
 @dataclass(eq=False)
 class BackwardPass:
     """A backward pass."""
@@ -89,7 +94,10 @@ class OptimizerTrace(TracedOptimizer):
     parts: tuple[OptimizerTrace, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
     replicas: list[list[Replica | None]] = field(default_factory=list)  # before each step, where other processes may hold the same
+    undone: list[bool] = field(default_factory=list)  # of its first steps, whether what they changed was put back before the next one
+    put_back: Location | None = None  # where a state was last loaded into its weights
     _watch: list[torch.Tensor] = field(default_factory=list)
+    _weights: list[list[torch.Tensor]] = field(default_factory=list)  # before and after the last step
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -115,6 +123,18 @@ class OptimizerTrace(TracedOptimizer):
         if not given:
             return "some" if holds_back() else "none"
         return "some" if not self._watch or any(map(is_filled, given)) else "zero"
+
+    def note_weights(self, after: bool) -> None:
+        """Before and after each of the first steps of a training that is small."""
+        plain = all(type(p) in (nn.Parameter, torch.Tensor) and p.layout is torch.strided for p in self.parameters)
+        if len(self.undone) >= FOLLOWED or not plain or sum(p.numel() for p in self.parameters) > MOST_FOLLOWED:
+            return
+        now = [p.detach().clone() for p in self.parameters]
+        if not after and len(self._weights) == 2 and len(now) == len(self._weights[0]):
+            changed = apart(self._weights[0], self._weights[1])
+            if changed > 0:
+                self.undone.append(apart(self._weights[0], now) < REMAINS * changed)
+        self._weights = [*self._weights[:1], now] if after else [now]
 
     def keep_watch(self) -> None:
         """Chooses the gradients to look at: a few that are not zero."""
@@ -147,6 +167,11 @@ class OptimizerTrace(TracedOptimizer):
 
 def total_loss(passes: Iterable[BackwardPass]) -> float:
     return float(sum(float(p.loss.float().sum()) for p in passes))
+
+
+def apart(before: Iterable[torch.Tensor], after: Iterable[torch.Tensor]) -> float:
+    """Distance of all weights together, where their shapes are the same."""
+    return sum(float((b - a).abs().double().square().sum()) for a, b in zip(before, after, strict=True) if a.shape == b.shape) ** 0.5
 
 
 def taken_alike(every: Iterable[OptimizerTrace]) -> int:

@@ -23,6 +23,7 @@ from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPa
 from gradcheck.workload.dtensor import local
 from gradcheck.workload.source_sites import display_path, origin_of
 
+FEWEST_COMPARED = 8  # steps: fewer are a warm-up, or a search that goes back
 DIVISIONS = frozenset(("__truediv__", "div", "true_divide", "divide", "div_", "__itruediv__"))
 PRODUCTS = frozenset(("__mul__", "__rmul__", "mul", "multiply", "mul_", "__imul__"))
 SAME = frozenset(("requires_grad_", "float", "to", "squeeze", "clone", "contiguous", "view", "reshape"))
@@ -132,6 +133,8 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         weighting=weighting(weighed(s.passes) for s in steps if not (s.leftover or s.edited)),
         leak=recorder.leaks.found(),
         thawed=_thawed(recorder, watched),
+        undone=undone(recorder, watched),
+        put_back_site=watched.put_back,
         remade=recorder.remade.found(),
         reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),
         pairing=_pairing(recorder, every),
@@ -200,6 +203,15 @@ def changed(weights: Sequence[Weight], first: Mapping[int, Any]) -> list[Weight]
         return now is None or now.shape != before.shape or not torch.equal(local(now.detach()), local(before.detach()))
 
     return list(filter(differs, weights))
+
+
+def undone(recorder: Recorder, watched: OptimizerTrace) -> float | None:
+    """Share of the steps whose changes are put back. None: too few were compared, or another optimizer takes the same weights further."""
+    ids = set(map(id, watched.parameters))
+    shared = any(w is not watched and not ids.isdisjoint(map(id, w.parameters)) for w in recorder.optimizers.values())
+    return None if shared or len(watched.undone) < FEWEST_COMPARED else sum(watched.undone) / len(watched.undone)
+
+
 
 
 def _same_line(step: Step) -> list[BackwardPass]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import OptimizerTrace
@@ -57,10 +58,18 @@ class Steps(LoopListener):
         if len(watched.replicas) < REPLICAS and launched()[1] > 1:
             watched.replicas.append(replicas(watched.parameters))
         watched.starts()
+        watched.note_weights(after=False)
         self.updates.leave_to(watched)
         if not closure:
             watched.settle()
             self.log.note(watched)
+
+    def state_loaded(self, module: nn.Module, state: Any, result: Any) -> None:
+        if not self.recording.busy:
+            ids = {id(p) for p in module.parameters()}
+            for watched in self.recording.optimizers.values():
+                if watched.steps and not ids.isdisjoint(map(id, watched.parameters)):
+                    watched.put_back = here()
 
     def step_given(self, options: Mapping[str, Any]) -> None:
         if self.recording.stepping is not None:
@@ -100,6 +109,7 @@ class Steps(LoopListener):
             watched.live, watched.cleared = evaluated[:1], []
             self.log.note(watched)
         recording.averages.after_step()
+        watched.note_weights(after=True)
         recording.busy -= 1
         recording.newest = None
         watched.keep_watch()

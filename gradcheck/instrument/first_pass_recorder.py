@@ -214,7 +214,7 @@ class FirstPassRecorder(ActivationRecorder):
         self.softmaxes.append(seen)
 
     def _mix(self, function: Any, args: Any, output: Any) -> None:
-        """[N, 1] with [N] gives [N, N]: a target that lost, or an output that kept, its last axis."""
+        """[N, 1] with [N] or [1, N] gives [N, N]: a target that lost, or an output that kept, its last axis."""
         pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]
         if len(pair) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
             return
@@ -222,7 +222,9 @@ class FirstPassRecorder(ActivationRecorder):
             return  # all pairs of one tensor's entries, as in ranking losses: a target never carries gradient
         shapes = [tuple(a.shape) for a in pair]
         one, other = sorted(shapes, key=len)
-        if len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1 and output.requires_grad:
+        dropped = len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1
+        turned = len(one) == 2 and one[::-1] == other and one != other and 1 in one
+        if (dropped or turned) and output.requires_grad:
             site = location_of_frame(caller())
             self.mixes.append(BroadcastMix(_ARITHMETIC[function].strip("_"), site, shapes[0], shapes[1], tuple(output.shape)))
 

@@ -45,6 +45,8 @@ class Dependence:
     placed: bool = False  # copies of one sample get different values, from an operation that adds something of their places
     unordered: bool = False  # the order of a sequence changes nothing, and one row of a table is added to all of its positions
     lost: bool = False  # parameters work on one of several inputs, and the outputs and the loss are the same whatever it holds
+    dropped: bool = False  # the result of an operation of the model's is thrown away by the statement that computes it
+    unpaired: bool = False  # the loss is the same when the samples' inputs are shuffled against their targets, and the outputs are not
     certain: bool = True  # it is known which axis the samples are on
     input_effect: float | None = None  # relative change of the output when every sample gets another one's input
     trained_loss: float | None = None  # of the trained copy on its batches,

@@ -233,6 +233,7 @@ class LoopFacts:
     taken: int = 0  # all steps, where only some of them were looked at; 0: they all were
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
+    undone: float | None = None  # share of its steps whose changes were put back before the next one; None: too few, or not looked at
     losses: tuple[float, ...] = ()  # by step: the sum over its backward passes
     rates: tuple[float, ...] | None = None  # by step, from the first one on: the largest of its groups
     base_rate: float = 0.0  # that a scheduler works from; the first rate without one
@@ -274,6 +275,7 @@ class LoopFacts:
     clear_site: Location | None = None
     schedule_site: Location | None = None
     made_site: Location | None = None
+    put_back_site: Location | None = None
     schedule_made_site: Location | None = None
 
     @property

@@ -27,7 +27,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by
     zero, cut off, or read where it holds nothing (padding). One of several inputs on which parameters work, and whose result nothing uses:
-    another variable stands where it belongs. Sequences whose order makes no difference although a table of positions is
+    another variable stands where it belongs. A result that a statement throws away, as of `masked_fill` in place of
+    `masked_fill_`. Sequences whose order makes no difference although a table of positions is
     read, where one row of it is added to all positions.
 
     ## Why it matters
@@ -67,7 +68,7 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     d = m.dependence
     if d is not None and d.unordered:
         return [_unordered(m, d)]
-    if d is not None and d.lost:
+    if d is not None and (d.lost or d.dropped):
         return [_lost(m, d)]
     if d is None or d.input_effect is None:
         return not_measured("samples could not be told apart in the model's input and output")
@@ -101,6 +102,18 @@ def _unordered(m: Measurement, d: Dependence) -> Finding:
 
 
 def _lost(m: Measurement, d: Dependence) -> Finding:
+    if d.dropped:
+        return found(
+            "warning",
+            f"the result of {d.operation} is used by nothing (0 variables take it): {d.operation} returns a new tensor and leaves the one "
+            "that it is called on as it was",
+            layers=(d.layer,),
+            location=d.site or layer_site(m, d.layer),
+            evidence=[Evidence("uses of the result", 0.0, 1.0, "<")],
+            remedies=[
+                Remedy("check-arguments", f"take the result, x = x.{d.operation}(...), or call {d.operation}_ if there is one", "advice")
+            ],
+        )
     return found(
         "warning",
         f"what is computed here of one of the model's inputs, the result of {d.operation}, is used by nothing (change of the outputs "

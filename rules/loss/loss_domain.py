@@ -13,14 +13,16 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
     "LOSS002",
     up_to="error",
     needs=("losses",),
+    wants=("dependence",),
     explains=("LOSS003", "LOSS005", "NUM001", "OPT001", "OPT007", "OPT002", "GRAPH004", "GRAD002", "GRAD004"),
 )
 def loss_domain(m: Measurement, limits: Limits) -> Verdict:
     """The loss function is called outside its domain, or on shapes that do not belong together.
 
     ## What it finds
-    Class labels outside [0, classes); probabilities as targets outside [0, 1]; labels of CTC that are its blank; targets of another shape
-    than the output that broadcast silently, as [N] against [N, 1] gives [N, N]; and a call that raises, with what it says.
+    Class labels outside [0, classes); probabilities as targets outside [0, 1]; labels of CTC that are its blank; targets of
+    another shape than the output that broadcast silently, as [N] or [1, N] against [N, 1] gives [N, N]; and a call that raises, with
+    what it says.
 
     ## Why it matters
     Broadcasting compares every prediction with every target: the best such a model can do is to predict the mean target for
@@ -28,7 +30,8 @@ def loss_domain(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     At each call of a loss function: the range and shape of its target against its input; and arithmetic between tensors
-    outside the model whose result is larger than both.
+    outside the model whose result is larger than both. [N, 1] with [1, N] may be meant: only where the loss stays the same when the
+    model's inputs are shuffled against their targets it counts.
 
     ## Limits and their sources
     None: one label outside, or one result larger than both operands, counts. A target that is spread over the output's last
@@ -54,8 +57,9 @@ def loss_domain(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable("no known loss function is called")
     findings = [f for f in (_outside_domain(m, c) for c in m.losses) if f is not None]
     for mix in m.mixes:
-        if len(mix.left) != len(mix.right):
-            findings.append(_pairwise(mix.operation, mix.left, mix.right, mix.result, "error", mix.site))
+        if len(mix.left) != len(mix.right) or (m.dependence is not None and m.dependence.unpaired):
+            severity: Severity = "error" if len(mix.left) != len(mix.right) else "warning"
+            findings.append(_pairwise(mix.operation, mix.left, mix.right, mix.result, severity, mix.site))
     return findings
 
 
@@ -88,8 +92,8 @@ def _blank_labels(call: LossCall) -> Finding:
     total = math.prod(call.target_shape)
     return found(
         "error",
-        f"{call.out_of_range} of {total} labels of ctc_loss are its blank (limit 0): what is blank cannot be read, so these labels "
-        "are never learned, nor do those beside them stand where they belong",
+        f"{call.out_of_range} of {total} labels of ctc_loss are its blank (limit 0): what is blank cannot be read, so these labels are "
+        "never learned, nor do those beside them stand where they belong",
         location=call.site,
         evidence=(Evidence("labels that are the blank", call.out_of_range, 0, ">", f"of {total}"),),
         remedies=(Remedy("fix-labels", "number the labels from 1, or give CTCLoss a blank that is no label, as blank=number_of_labels"),),
@@ -153,9 +157,10 @@ def _broadcast_severity(call: LossCall) -> Severity | None:
 def _pairwise(
     operation: str, left: Sequence[int], right: Sequence[int], result: Sequence[int], severity: Severity, location: Location | None
 ) -> Finding:
-    meaning = "every prediction is compared with every target" if severity == "error" else "one target is compared with several outputs"
-    best = "; the best prediction is then the mean target, whatever the input" if severity == "error" else ""
     grown = math.prod(result) / max(1, math.prod(left))
+    every = math.prod(result) > max(math.prod(left), math.prod(right))
+    meaning = "every prediction is compared with every target" if every else "one target is compared with several outputs"
+    best = "; the best prediction is then the mean target, whatever the input" if every else ""
     return found(
         severity,
         f"{operation} between {list(left)} and {list(right)} broadcasts to {list(result)}: {meaning}{best}",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import pytest
 import torch
 from torch import nn
 
-from gradcheck.capture.facts import changed
+from gradcheck.capture.facts import FEWEST_COMPARED, changed, undone
 from gradcheck.capture.nodes import CHANGED, Owner, Ref, Weight, nodes_behind
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
@@ -75,3 +76,44 @@ def test_what_moved_is_found_out_with_one_look_at_the_names_of_a_root() -> None:
     model.lists = 0
     moved = changed(weights, {})
     assert [w.name for w in moved] == ["3.weight"] and model.lists == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "share"),
+    [
+        (lambda model, old: model.load_state_dict(old), 1.0),
+        (lambda model, old: [p.data.lerp_(old[name], 0.99) for name, p in model.named_parameters()], 1.0),
+        (lambda model, old: [p.data.lerp_(old[name], 0.5) for name, p in model.named_parameters()], 0.0),
+        (lambda model, old: None, 0.0),
+    ],
+)
+def test_steps_whose_changes_are_put_back(then: Any, share: float) -> None:
+    torch.manual_seed(0)
+    with record_sites() as sites, Recorder(sites, 100) as recorder:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        old = {name: t.clone() for name, t in model.state_dict().items()}
+        for _ in range(FEWEST_COMPARED + 1):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).square().mean().backward()
+            optimizer.step()
+            then(model, old)
+        trace = recorder.watched(optimizer)
+    assert undone(recorder, trace) == share
+
+
+def test_weights_that_two_optimizers_take_further_may_be_put_back() -> None:
+    with record_sites() as sites, Recorder(sites, 100) as recorder:
+        model = nn.Linear(4, 2)
+        inner = torch.optim.SGD(model.parameters(), 0.1)
+        outer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(FEWEST_COMPARED + 1):
+            old = {name: t.clone() for name, t in model.state_dict().items()}
+            for optimizer in (inner, outer):
+                optimizer.zero_grad()
+                model(torch.randn(3, 4)).square().mean().backward()
+                if optimizer is outer:
+                    model.load_state_dict(old)
+                optimizer.step()
+        trace = recorder.watched(inner)
+    assert undone(recorder, trace) is None

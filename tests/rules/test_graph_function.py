@@ -141,6 +141,10 @@ class TestInputIgnored:
         f = only(input_ignored, depends(input_effect=0.5, lost=True, operation="reshape", site=location(20)))
         assert f.severity == "warning" and f.location == location(20) and "the result of reshape, is used by nothing" in f.message
 
+    def test_a_result_that_is_thrown_away(self):
+        f = only(input_ignored, depends(input_effect=0.5, dropped=True, operation="masked_fill", site=location(20)))
+        assert f.severity == "warning" and "masked_fill returns a new tensor" in f.message
+
     def test_the_message_compares_the_losses(self):
         f = only(input_ignored, depends(input_effect=0.0, trained_loss=2.25, shuffled_loss=2.25, standard_error=0.0))
         assert "the loss is 2.25, and 2.25 with the inputs shuffled" in f.message

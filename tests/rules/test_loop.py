@@ -78,6 +78,10 @@ class TestGradientsNotCleared:
 
 
 class TestOptimizerNeverSteps:
+    @pytest.mark.parametrize(("share", "expected"), [(None, []), (0.89, []), (0.9, ["warning"])])
+    def test_steps_that_are_put_back(self, share, expected):
+        assert severities(optimizer_never_steps, seen(undone=share)) == expected
+
     def test_backward_passes_without_a_step(self):
         assert severities(optimizer_never_steps, seen(steps=0, backwards=8, moved=0)) == ["error"]
         assert no_verdict(optimizer_never_steps, seen(steps=0, backwards=7, moved=0)) == "not-measured"

@@ -10,7 +10,7 @@ import pytest
 from gradcheck.rules.loss.loss_domain import loss_domain
 from gradcheck.rules.loss.output_loss_mismatch import output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
-from gradcheck.types.checks import LossOperation
+from gradcheck.types.checks import Dependence, LossOperation
 from gradcheck.types.losses import BroadcastMix
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, layer, location, loss_call, measurement
@@ -253,6 +253,12 @@ class TestLossDomain:
     def test_arithmetic_on_the_way_to_the_loss(self, right, expected):
         mix = BroadcastMix("sub", location(40), (32, 1), right, (32, 32))
         assert severities(loss_domain, measurement(losses=(), mixes=(mix,))) == expected
+
+    def test_a_row_against_a_column_counts_where_nothing_asks_whose_target_it_is(self):
+        mix = BroadcastMix("sub", location(40), (32, 1), (1, 32), (32, 32))
+        for unpaired in (True, False):
+            m = measurement(losses=(), mixes=(mix,), dependence=Dependence(unpaired=unpaired))
+            assert severities(loss_domain, m) == ["warning"] * unpaired
 
     def test_a_loss_that_raises_is_an_error_with_its_words(self):
         f = only(loss_domain, calling(raised="RuntimeError: expected scalar type Long but found Float"))

@@ -11,7 +11,19 @@ import torch
 
 from gradcheck.measure.checks import sample_axis, sample_places
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Inputs, OutputChange, as_rows, change, count_for, inputs_of, shuffled, swaps
+from gradcheck.measure.checks.sample_axis import (
+    FEWEST,
+    MOST,
+    ROUNDING,
+    Inputs,
+    OutputChange,
+    as_rows,
+    change,
+    count_for,
+    inputs_of,
+    shuffled,
+    swaps,
+)
 from gradcheck.types.checks import Dependence
 from gradcheck.types.location import Location
 from gradcheck.workload.rng import Dice
@@ -90,8 +102,10 @@ class _Case:
             found = self._unordered(found, output, before, count)
         if not found.placed and not found.unordered:
             found = self._lost(found, before, after)
+        if not found.layer and (culprit := sample_places.dropped(self.model, before, self.dice)) is not None:
+            found = replace(found, dropped=True, layer=culprit.layer, operation=culprit.operation, site=culprit.site)
         if effect is None or effect >= SMALL_EFFECT:
-            return found
+            return replace(found, unpaired=effect is not None and self.all.target and self._unpaired())
         effect = max(effect, self._effect_in_training(before, after, count, replaced))
         found = replace(found, input_effect=effect)
         return self._asked(found) if effect < SMALL_EFFECT and self.all.target else found
@@ -292,6 +306,15 @@ class _Case:
         except Exception:  # a last batch that is smaller, or a loss that does not exist in evaluation mode
             return found
         return replace(found, trained_loss=true, shuffled_loss=fmean(others), standard_error=stdev(others))
+
+    def _unpaired(self) -> bool:
+        batch = (self.context.compared or self.context.workload).batches[0]
+        try:
+            true = self._loss(batch)
+            with shuffled(self.model, _mixed_up(self.all.rows), self.all.rows):
+                return math.isclose(self._loss(batch), true, rel_tol=ROUNDING)
+        except Exception:  # a loss that does not exist in evaluation mode
+            return False
 
     def _loss(self, batch: Any) -> float:
         self.dice.throw()

@@ -1,10 +1,14 @@
 """What the output for a sample owes to its place in the batch: copies of one sample, which all have to get the same.
 
 And what it owes to the order of a sequence's positions, where a table of positions is read at one of them only, and what becomes of one of
-several inputs.
+several inputs; and results that no variable takes.
 """
 
+import dis
 from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ from gradcheck.measure.checks.sample_axis import Culprit, Seen
 from gradcheck.workload.device import wide
 from gradcheck.workload.dtensor import local
 from gradcheck.workload.sharding import as_held
-from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.source_sites import location_of_frame, origin_of
 from gradcheck.workload.tensors import tensors_in
 
 DIFFERENT = 1e-3  # difference of two rows, relative to the largest entry, that rounding and other kernels do not explain
@@ -155,3 +159,52 @@ class _Kept(Seen):
         culprit = Culprit(name, self.module_name, location_of_frame(caller()), carries, floating, ())
         self.held.append(given)
         self.results.append((name, {id(t) for t in tensors_in(given)}, results, culprit))
+
+
+def dropped(model: nn.Module, inputs: Any, dice: Any) -> Culprit | None:
+    """The first operation of the user's own code whose result is another tensor than what it took, and that the statement throws away."""
+    seen = _Dropped({id(m): name for name, m in model.named_modules()})
+    dice.throw()
+    with torch.enable_grad(), seen:
+        inputs.run(model)
+    return seen.culprit
+
+
+class _Dropped(Seen):
+    culprit: Culprit | None = None
+
+    def seen_operation(self, name: str, given: Any, output: Any) -> None:
+        args, kwargs = given
+        if (
+            self.culprit is not None
+            or not isinstance(output, torch.Tensor)
+            or not output.requires_grad
+            or not args
+            or kwargs.get("out") is not None
+        ):
+            return
+        first, frame = args[0], _calling(name, caller())
+        if name.endswith("_") or output is first or frame is None:
+            return
+        if _thrown_away(frame) and not (isinstance(first, torch.Tensor) and _same(first, output)):
+            self.culprit = Culprit(name, self.module_name, location_of_frame(frame), True, True, tuple(output.shape))
+
+
+def _calling(name: str, frame: FrameType | None) -> FrameType | None:
+    """The user's frame that calls this function, which may be one of torch's that is written in Python; None where another one calls it."""
+    through = name
+    while frame is not None and origin_of(frame.f_code.co_filename) == "torch":
+        through, frame = frame.f_code.co_name, frame.f_back
+    return frame if frame is not None and through == name and origin_of(frame.f_code.co_filename) == "user" else None
+
+
+def _thrown_away(frame: FrameType) -> bool:
+    """Whether the result of the call that runs is the value of a statement that does nothing with it."""
+    return _following(frame.f_code).get(frame.f_lasti) == "POP_TOP"
+
+
+@cache
+def _following(code: CodeType) -> dict[int, str]:
+    """The instruction that follows, by the places of one and of the caches behind it, where a call of a Python function rests."""
+    found = list(dis.get_instructions(code))
+    return {k: following.opname for one, following in pairwise(found) for k in range(one.offset, following.offset)}

@@ -309,6 +309,18 @@ def test_outputs_in_the_rows_of_other_samples(name: str) -> None:
     assert measured(model, loss=lambda net, b: F.cross_entropy(first_tensor(net(b[0])), b[1])).misplaced is expected
 
 
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda y, t: (y.mean(1, keepdim=True) - t.float().unsqueeze(0)).square().mean(), True),
+        (lambda y, t: (y.mean(1).mean() - t.float().mean()).square(), True),
+        (lambda y, t: (y.mean(1, keepdim=True) - t.float().unsqueeze(1)).square().mean(), False),
+    ],
+)
+def test_a_loss_that_does_not_ask_whose_target_it_is(loss: Any, expected: bool) -> None:
+    assert measured(Net(nn.Tanh()), loss=lambda net, b: loss(net(b[0]), b[1])).unpaired is expected
+
+
 class Lookup(nn.Module):
     """Of facts and of a question; `use` says what becomes of the question."""
 
@@ -346,3 +358,31 @@ def test_one_of_two_inputs_that_nothing_uses(name: str) -> None:
     use, expected = LOST[name]
     data = [(torch.randn(N, T, D), torch.randn(N, T, D), torch.randint(CLASSES, (N,))) for _ in range(2)]
     assert measured(Lookup(use), data, loss=ask).lost is expected
+
+
+def thrown_away(h: Tensor) -> Tensor:
+    h.masked_fill(h > 0, 0.0)
+    return h
+
+
+def thrown_away_by_a_function(h: Tensor) -> Tensor:
+    F.normalize(h, dim=-1)
+    return h
+
+
+def taken(h: Tensor) -> Tensor:
+    _ = h.masked_fill(h > 0, 0.0)
+    h = h.clone()
+    h.clamp_(min=-1.0)
+    F.relu(h, inplace=True)
+    h.contiguous()
+    Normed()(h)
+    return h.add(1.0)
+
+
+@pytest.mark.parametrize(
+    ("middle", "operation"), [(thrown_away, "masked_fill"), (thrown_away_by_a_function, "normalize"), (taken, None), (nn.Tanh(), None)]
+)
+def test_results_that_no_variable_takes(middle: Any, operation: str | None) -> None:
+    found = measured(Net(middle))
+    assert (found.dropped, found.operation) == (operation is not None, operation)
