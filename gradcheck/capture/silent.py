@@ -4,7 +4,7 @@ What the loop computes before the loss (rewards, advantages, a teacher's own los
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,8 @@ _MOVES = frozenset("view reshape flatten squeeze unsqueeze clone detach to cpu f
 
 @dataclass(frozen=True)
 class Mark:
-    kind: Literal["equals", "no-weights", "drawn", "cut"]  # drawn: noise, yet unused; cut: made of derivatives without graph
+    # frozen: made of weights that are not trained alone; drawn: noise, yet unused; cut: made of derivatives without graph
+    kind: Literal["equals", "no-weights", "frozen", "drawn", "cut"]
     operation: str
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
@@ -89,12 +90,20 @@ class Silent(Marks[Mark]):
             mark = self._equals(name, args, results[0], place)
         elif name in _DRAWS:
             mark = Mark("drawn", name, place())
+        elif (given := list(tensors_in(args, 2))) and all(self._is_frozen(t) for t in given):
+            mark = Mark("frozen", name.strip("_"), None)
         if mark is None and self.tensors:
             known = (m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None)
             mark = next((m for m in known if m.kind == "cut" or (name in _KEEPS and (m.kind != "drawn" or name in _MOVES))), None)
         if mark is not None:
             for tensor in results:
                 self.tensors[tensor] = mark
+
+    def _is_frozen(self, tensor: torch.Tensor) -> bool:
+        if isinstance(tensor, torch.nn.Parameter):
+            return not tensor.requires_grad
+        mark = self.tensors.get(tensor)
+        return mark is not None and mark.kind == "frozen"
 
     def _use_noise(self, args: Any) -> None:
         for tensor in tensors_in(args, 2):
@@ -200,8 +209,16 @@ def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
         return
     for value in node.inputs():
         mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
-        if mark is not None and mark.kind == ("equals" if name in PRODUCTS else "no-weights") and not _carries(value):
+        if mark is None or _carries(value):
+            continue
+        if mark.kind == ("equals" if name in PRODUCTS else "no-weights"):
             yield mark
+        elif mark.kind == "frozen" and name in _SUMS and node.counts.get(0) == 1 and not node.values and bool(_known(value).any()):
+            yield replace(mark, kind="no-weights", site=node.place)
+
+
+def _known(value: Constant | Ref) -> torch.Tensor:
+    return value.value if isinstance(value, Constant) else value.node.values[value.index]
 
 
 def _carries(value: Constant | Ref) -> bool:
