@@ -35,12 +35,12 @@ _MOVES = frozenset("view reshape flatten squeeze unsqueeze clone detach to cpu f
 
 @dataclass(frozen=True)
 class Mark:
-    # frozen: made of weights that are not trained alone; drawn: noise, yet unused; cut: made of derivatives without graph
-    kind: Literal["equals", "no-weights", "frozen", "drawn", "cut"]
+    kind: Literal["equals", "no-weights", "drawn", "cut"]  # drawn: noise, yet unused; cut: made of derivatives without graph
     operation: str
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
     high: float = 0.0
+    frozen: bool = False  # made of weights alone that are not trained
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Silent(Marks[Mark]):
         elif name in _DRAWS:
             mark = Mark("drawn", name, place())
         elif (given := list(tensors_in(args, 2))) and all(self._is_frozen(t) for t in given):
-            mark = Mark("frozen", name.strip("_"), None)
+            mark = Mark("no-weights", name.strip("_"), None, frozen=True)
         if mark is None and self.tensors:
             known = (m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None)
             mark = next((m for m in known if m.kind == "cut" or (name in _KEEPS and (m.kind != "drawn" or name in _MOVES))), None)
@@ -103,7 +103,7 @@ class Silent(Marks[Mark]):
         if isinstance(tensor, torch.nn.Parameter):
             return not tensor.requires_grad
         mark = self.tensors.get(tensor)
-        return mark is not None and mark.kind == "frozen"
+        return mark is not None and mark.frozen
 
     def _use_noise(self, args: Any) -> None:
         for tensor in tensors_in(args, 2):
@@ -211,10 +211,11 @@ def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
         mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
         if mark is None or _carries(value):
             continue
-        if mark.kind == ("equals" if name in PRODUCTS else "no-weights"):
+        if mark.frozen:
+            if name in _SUMS and node.counts.get(0) == 1 and not node.values and bool(_known(value).any()):
+                yield replace(mark, site=node.place)
+        elif mark.kind == ("equals" if name in PRODUCTS else "no-weights"):
             yield mark
-        elif mark.kind == "frozen" and name in _SUMS and node.counts.get(0) == 1 and not node.values and bool(_known(value).any()):
-            yield replace(mark, kind="no-weights", site=node.place)
 
 
 def _known(value: Constant | Ref) -> torch.Tensor:
