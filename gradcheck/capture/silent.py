@@ -4,7 +4,7 @@ What the loop computes before the loss (rewards, advantages, a teacher's own los
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -40,6 +40,7 @@ class Mark:
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
     high: float = 0.0
+    frozen: bool = False  # made of weights alone that are not trained
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,20 @@ class Silent(Marks[Mark]):
             mark = self._equals(name, args, results[0], place)
         elif name in _DRAWS:
             mark = Mark("drawn", name, place())
+        elif (given := list(tensors_in(args, 2))) and all(self._is_frozen(t) for t in given):
+            mark = Mark("no-weights", name.strip("_"), None, frozen=True)
         if mark is None and self.tensors:
             known = (m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None)
             mark = next((m for m in known if m.kind == "cut" or (name in _KEEPS and (m.kind != "drawn" or name in _MOVES))), None)
         if mark is not None:
             for tensor in results:
                 self.tensors[tensor] = mark
+
+    def _is_frozen(self, tensor: torch.Tensor) -> bool:
+        if isinstance(tensor, torch.nn.Parameter):
+            return not tensor.requires_grad
+        mark = self.tensors.get(tensor)
+        return mark is not None and mark.frozen
 
     def _use_noise(self, args: Any) -> None:
         for tensor in tensors_in(args, 2):
@@ -200,8 +209,17 @@ def _marks(silent: Silent, node: Node, read: Set[int]) -> Iterable[Mark]:
         return
     for value in node.inputs():
         mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
-        if mark is not None and mark.kind == ("equals" if name in PRODUCTS else "no-weights") and not _carries(value):
+        if mark is None or _carries(value):
+            continue
+        if mark.frozen:
+            if name in _SUMS and node.counts.get(0) == 1 and not node.values and bool(_known(value).any()):
+                yield replace(mark, site=node.place)
+        elif mark.kind == ("equals" if name in PRODUCTS else "no-weights"):
             yield mark
+
+
+def _known(value: Constant | Ref) -> torch.Tensor:
+    return value.value if isinstance(value, Constant) else value.node.values[value.index]
 
 
 def _carries(value: Constant | Ref) -> bool:

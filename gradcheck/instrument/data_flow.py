@@ -1,7 +1,7 @@
 """What feeds what, read backwards from the autograd graph of the first step: norms, linear layers in a row, residual streams."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +28,17 @@ class Linked:
     streams: tuple[Stream, ...] = ()
 
 
-def read(graph: Graph | None, calls: Sequence[Call], seen: Sequence[Seen], sites: Mapping[str, Location | None]) -> Linked:
-    """All three; call it before the backward pass, which frees what the nodes remember. Without a graph, what was seen of batch norms."""
+def read(
+    graph: Graph | None, calls: Sequence[Call], seen: Sequence[Seen], sites: Mapping[str, Location | None], stopped: Container[Node] = ()
+) -> Linked:
+    """All three; call it before the backward pass, which frees what the nodes remember. Without a graph, what was seen of batch norms.
+
+    `stopped`: values that the loss takes without gradient as well.
+    """
     if graph is None:
         return Linked(refused(seen, sites))
     recorded_calls.read(seen)
-    links = DataFlow(graph, calls, seen, sites)
+    links = DataFlow(graph, calls, seen, sites, stopped)
     return Linked(links.norms(), links.pairs(), links.streams())
 
 
@@ -46,8 +51,10 @@ def refused(seen: Sequence[Seen], sites: Mapping[str, Location | None]) -> tuple
 class DataFlow:
     """Walks from what takes a value to what made it."""
 
-    def __init__(self, graph: Graph, calls: Sequence[Call], seen: Sequence[Seen], sites: Mapping[str, Location | None]) -> None:
-        self.graph, self.sites = graph, sites
+    def __init__(
+        self, graph: Graph, calls: Sequence[Call], seen: Sequence[Seen], sites: Mapping[str, Location | None], stopped: Container[Node] = ()
+    ) -> None:
+        self.graph, self.sites, self.stopped = graph, sites, stopped
         self.calls = [c for c in calls if c.kind in kinds.LEAF_KINDS and c.output_node in graph]
         self.makers: dict[Node, Call] = {}
         for call in self.calls:
@@ -228,7 +235,7 @@ class DataFlow:
         for _ in range(FAR):
             if node is None or node not in self.graph:
                 return None
-            alone = alone and len(self.graph.consumers[node]) == 1
+            alone = alone and len(self.graph.consumers[node]) == 1 and node not in self.stopped
             maker = self.makers.get(node)
             if maker is not None and maker.kind in kinds.WEIGHTED_KINDS:
                 return self._made_pair(maker, call, alone, batch_norm) if maker.kind == call.kind else None

@@ -207,7 +207,8 @@ class Session:
         if not isinstance(taps, FirstPassRecorder):
             return
         try:
-            self.linked = data_flow.read(graph, taps.calls, taps.seen, self.sites)
+            stopped = {node for cut in taps.cuts.values() if cut.reaches for node in cut.nodes}
+            self.linked = data_flow.read(graph, taps.calls, taps.seen, self.sites, stopped)
         except Exception as error:  # there are more shapes of graphs than anyone thought of
             why = "how the layers are connected could not be read in full"
             self.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))

@@ -18,7 +18,8 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Terms of a sum that carry no gradient although they were computed from the model (a detached penalty, one under `no_grad`, one that
-    `item()` made a number of), losses of what no trained weight makes (the divergence of a teacher from itself), terms whose gradient
+    `item()` made a number of, a share of errors), losses of what no trained weight makes (the divergence of a teacher from itself, the
+    decay of frozen weights), terms whose gradient
     is exactly zero, and derivatives that are zero everywhere, such as the second derivative of a net of ReLUs.
 
     ## Why it matters
@@ -30,7 +31,8 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     parameter gets a gradient from it, both before training and after the probe. Terms under a bound that is met (`clamp`, `relu`,
     `maximum`) do not count, nor does what shifts another term by itself (straight-through values, the largest logit that is subtracted
     and added again). Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A term that the loop computes from no
-    trained weight counts when it is a loss function of torch that all of its recorded steps add to the loss. A number counts when it is
+    trained weight counts when it is a loss function of torch, or made of frozen weights alone, that all of its recorded steps add to
+    the loss. A number counts when it is
     read from what carries gradient and no other part of the loss takes, and what is added to the loss follows it along one straight
     line in every recorded step.
 

@@ -33,8 +33,10 @@ def linked(model: nn.Module, x: torch.Tensor) -> Linked:
     taps = FirstPassRecorder({id(m): name for name, m in model.named_modules()})
     with taps:
         loss = model(x).square().mean()
+        taps.ends_in(loss)
     assert taps.failures == {}
-    return data_flow.read(Graph(loss.grad_fn), taps.calls, taps.seen, {})
+    stopped = {node for cut in taps.cuts.values() if cut.reaches for node in cut.nodes}
+    return data_flow.read(Graph(loss.grad_fn), taps.calls, taps.seen, {}, stopped)
 
 
 def chain(*between) -> nn.Module:
@@ -96,6 +98,10 @@ class TestPairs:
 
     def test_a_layer_that_is_used_elsewhere_is_not_alone(self):
         model = Through(lambda m, x: m.b(h := m.a(x)) + h, a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+        assert [p.alone for p in linked(model, torch.randn(4, 6)).pairs] == [False]
+
+    def test_a_layer_whose_output_is_a_target_without_gradient_is_not_alone(self):
+        model = Through(lambda m, x: m.b(h := m.a(x)) - h.detach(), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
         assert [p.alone for p in linked(model, torch.randn(4, 6)).pairs] == [False]
 
     def test_a_layer_that_is_called_twice_pairs_only_when_every_call_does(self):

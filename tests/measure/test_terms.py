@@ -28,6 +28,8 @@ for epoch in range(8):
 )
 DISTILLED = "loss = 0.5 * loss + 0.5 * 4 * F.kl_div(F.log_softmax(STUDENT / 2, 1), F.softmax(soft / 2, 1), reduction='batchmean')"
 PER_SAMPLE = "loss = (F.cross_entropy(logits, y, reduction='none') + 0.01 * SQUARES).mean()"
+ERRORS = "loss = loss + 0.5 * (WRONG).mean()"
+DECAYED = "teacher.requires_grad_(False); loss = loss + 1e-4 * sum(p.square().sum() for p in NET.parameters())"
 RANKED = "loss = loss - F.logsigmoid(logits[:, 0] - logits[:, OTHER]).mean()"
 PINN = """
 import torch
@@ -59,10 +61,25 @@ for step in range(100):
             "LOSS009",
             "detach()",
         ),
+        (
+            SUPERVISED,
+            ERRORS.replace("WRONG", "(logits.argmax(1) != y).float()"),
+            ERRORS.replace("WRONG", "1 - logits.softmax(1)[:, 0]"),
+            "LOSS009",
+            "argmax",
+        ),
+        (SUPERVISED, DECAYED.replace("NET", "teacher"), DECAYED.replace("NET", "model"), "LOSS009", "requires_grad_"),
         (SUPERVISED, RANKED.replace("OTHER", "0"), RANKED.replace("OTHER", "1"), "LOSS009", "logsigmoid"),
         (PINN, "ReLU", "Tanh", "LOSS009", "ddu = "),
     ],
-    ids=["teacher of itself", "detached, by sample", "differences of equals", "second derivative"],
+    ids=[
+        "teacher of itself",
+        "detached, by sample",
+        "share of errors",
+        "decay of the teacher",
+        "differences of equals",
+        "second derivative",
+    ],
 )
 def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, faulty, healthy, code, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -266,7 +266,11 @@ def idle_terms(context: CheckContext) -> tuple[IdleTerm, ...]:
     if not late.found:
         return tuple(late.led)
     early = _look(context.fork(), w.batches[0], w.made)
-    return (*(term for key, term in late.found.items() if key in early.found), *late.led)
+    both = ((term, early.found[key]) for key, term in late.found.items() if key in early.found)
+    return (
+        *(term if term.value else before for term, before in both if term.value or before.value or term.kind != "cut"),
+        *late.led,
+    )
 
 
 def _look(copy: TrainingCopy, batch: Any, made: frozenset[str]) -> _TermLook:
@@ -300,14 +304,14 @@ def _silent(look: _TermLook, terms: Mapping[ListedCall, float], total: float) ->
     """Terms without gradient although they were computed from something that has one, or by a loss function."""
     live = {id(t) for t in terms if t.live}
     for term, factor in terms.items():
-        if term.live or not (term.made or term.is_loss) or term.uses > 1:
+        if term.live or not (term.made or term.counted or term.is_loss) or term.uses > 1:
             continue
         if any(id(c) in live for c in behind(term)):
             continue  # computed from another term, it only changes what the loss reads, as a straight-through estimator does
         value = factor * float(term.tensor.detach().float().mean())
-        if value:
+        if value or term.counted:  # a share of errors may have come to 0
             cut = _cut_in(term)
-            look.add(IdleTerm("cut" if term.made else "no-weights", cut.name.strip("_"), cut.place, value, total))
+            look.add(IdleTerm("cut" if term.made or term.counted else "no-weights", cut.name.strip("_"), cut.place, value, total))
 
 
 def _cut_in(term: ListedCall) -> ListedCall:
@@ -316,7 +320,7 @@ def _cut_in(term: ListedCall) -> ListedCall:
     for _ in range(DEEP):
         if any(t.requires_grad for t in call.given):
             return call
-        behind = [c for c in call.calls if c.made]
+        behind = [c for c in call.calls if c.made or c.counted]
         if not behind:
             return call
         call = behind[0]

@@ -37,6 +37,7 @@ class ListedCall:
     place: Location | None
     live: bool  # it carries gradient
     made: bool  # it does not, but was computed from something that does
+    counted: bool  # likewise, by way of whole numbers or truth values
     is_loss: bool
     given: list[torch.Tensor] = field(default_factory=list)
     sources: list[ListedCall | None] = field(default_factory=list)
@@ -71,14 +72,18 @@ class Listing(TorchFunctionMode):
             return output
         if name == "__set__" or name in _NO_VALUES:
             return output
-        results = [(n, t) for n, t in enumerate(tensors_in(output, 2)) if t.is_floating_point()]
+        counted = any(c.counted for c in known if c is not None)
+        of_live = counted or any(t.requires_grad for t in every)
+        results = [(n, t) for n, t in enumerate(tensors_in(output, 2)) if t.is_floating_point() or of_live]
         place = location_of_frame(caller()) if results else None
         for n, tensor in results:
             own = slice(n, n + 1) if name == "broadcast_tensors" else slice(None)
             given, sources = every[own], known[own]
-            from_live = any(t.requires_grad for t in given) or any(c.made for c in sources if c is not None)
+            live = tensor.requires_grad
+            made = not live and (any(t.requires_grad for t in given) or any(c.made for c in sources if c is not None))
+            whole = made and not tensor.is_floating_point()
             call = ListedCall(
-                name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
+                name, tensor, place, live, made and not whole, whole or (counted and not live), function in LOSSES, given, sources
             )
             call.factor = _factor(name, args, tensor)
             call.reduction = reduction_of(function, args, kwargs) if call.is_loss else ""
