@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from gradcheck.capture.steps import GradientChanges, Steps
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
-from gradcheck.instrument.patches import Patches
+from gradcheck.instrument.patches import Patches, push_below
 from gradcheck.workload.source_sites import Sites
 
 Transform = Callable[..., Callable[..., Any]]
@@ -180,11 +181,18 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if get_ident() != self.thread:
+            return function(*args, **kwargs)
         if not self.busy and not self.depth:
             self.bounds.look(function, args, kwargs)
         if self.busy or self.depth or self.updates.writes(function, args, kwargs) or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)
+
+    def follow(self) -> None:
+        """The training runs in a thread of its own, which has function modes of its own."""
+        self.thread = get_ident()
+        push_below(self)
 
     def data_begun(self, loader: Any) -> None:
         self.loaders[id(loader)] = loader, self.loaders.get(id(loader), (loader, 0))[1] + 1

@@ -1,9 +1,13 @@
-"""Replacing attributes of classes and modules temporarily."""
+"""Replacing attributes of classes and modules temporarily, and the place of a function mode among others."""
 
 import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 
 
 class Patches:
@@ -51,3 +55,17 @@ def _replace(replaced: Mapping[int, Any]) -> None:
             continue
         for name in [name for name, held in list(names.items()) if id(held) in replaced]:
             setattr(module, name, replaced[id(names[name])])
+
+
+def push_below(mode: TorchFunctionMode) -> None:
+    """Puts a function mode under those that are active: those who entered these leave them by popping the topmost. Torch's own device
+    mode must stay at the bottom."""
+    above = []
+    while _len_torch_function_stack():
+        other = _pop_mode()
+        if isinstance(other, DeviceContext):
+            _push_mode(other)
+            break
+        above.append(other)
+    for one in (mode, *reversed(above)):
+        _push_mode(one)

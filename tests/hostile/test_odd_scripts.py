@@ -1,0 +1,49 @@
+"""Scripts that train where one would not look: what is seen of them, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gradcheck.capture.script import captured
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.unseen import nothing_seen
+from tests.scripts import DATA, LOOP, complaints, scan, written
+
+STEPS = LOOP.replace("\n", "\n    ")
+IN_A_THREAD = f"""
+import threading
+def train():{STEPS}
+thread = threading.Thread(target=train)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_training_in_a_thread_is_judged_in_full(tmp_path: Path) -> None:
+    reports = scan(written(tmp_path, DATA + IN_A_THREAD))
+    assert len(reports) == 1 and not complaints(reports) and reports[0].coverage.looked > 40
+
+
+def unseen(path: str) -> str:
+    spec = ScriptSpec(path, quiet=True)
+    with captured(spec) as run:
+        return nothing_seen(run, spec).hint or ""
+
+
+@pytest.mark.parametrize(("where", "path", "start"), [(".", "outer/inner/train.py", ""), ("outer/inner", "train.py", "cd ../.. && ")])
+def test_a_module_of_a_package_is_started_from_above_it(where: str, path: str, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for file in (inner.parent / "__init__.py", inner / "__init__.py"):
+        file.touch()
+    (inner / "train.py").write_text("from . import net")
+    monkeypatch.chdir(tmp_path / where)
+    assert unseen(path) == f"it is a module of a package: {start}gradcheck scan -- python -m outer.inner.train"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_copy_of_the_process_that_trains_is_named(tmp_path: Path) -> None:
+    assert "(os.fork)" in unseen(str(written(tmp_path, "import os\nif os.fork() == 0: os._exit(0)\nos.wait()")))
