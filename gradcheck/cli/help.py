@@ -204,7 +204,7 @@ class CommandGroup(typer.core.TyperGroup):
         except Exception as error:
             name = getattr(error, "option_name", None)
             if ctx.parent is None and name in _options(self.get_command(ctx, "scan"), ctx):
-                give_up(error.format_message().partition(" (")[0], shlex.join(["gradcheck", "scan", *given]))
+                give_up(f"No such option: {name}", shlex.join(["gradcheck", "scan", *given]))
             refuse(ctx, error)
             raise
 

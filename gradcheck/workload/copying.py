@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.distributions.transforms import _InverseTransform
+from torch.nn.parameter import UninitializedBuffer
 
 from gradcheck.errors import TargetError
 from gradcheck.workload.dtensor import is_freed
@@ -53,6 +54,7 @@ def memo_for(model: nn.Module, memo: Memo | None = None) -> Memo:
     that hold parameters, numbers and words only. Raises TargetError.
     """
     memo, kept = {} if memo is None else memo, list[torch.Tensor]()
+    memo.update({id(b): _unmade(b) for b in model.buffers() if isinstance(b, UninitializedBuffer) and id(b) not in memo})
     modules = [m for m in model.modules() if id(m) not in memo]
     usual = all(map(_is_usual, set(map(type, modules)))) and not any("__deepcopy__" in vars(m) for m in modules)
     with copying():
@@ -101,6 +103,10 @@ def _is_usual(kind: type[nn.Module]) -> bool:
 
 def _is_usual_parameter(parameter: nn.Parameter) -> bool:
     return type(parameter) is nn.Parameter and parameter.is_leaf and not vars(parameter)
+
+
+def _unmade(buffer: UninitializedBuffer) -> UninitializedBuffer:
+    return UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]
 
 
 def _is_empty_table(value: Any) -> bool:

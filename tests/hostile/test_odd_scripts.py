@@ -27,6 +27,14 @@ def test_a_training_in_a_thread_is_judged_in_full(tmp_path: Path) -> None:
     assert len(reports) == 1 and not complaints(reports) and reports[0].coverage.looked > 40
 
 
+def test_layers_that_take_their_size_from_the_first_batch_between_random_ones(tmp_path: Path) -> None:
+    """Their weights are drawn inside the first call: what is drawn after them is another number when they are there already."""
+    net = "nn.Sequential(nn.LazyLinear(64), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Dropout(0.1), nn.LazyLinear(10))"
+    lazy = DATA.replace("def net(): return", f"def net(): return {net}\n\n\ndef unused():\n    return")
+    reports = scan(written(tmp_path, lazy + LOOP))
+    assert len(reports) == 1 and not complaints(reports) and reports[0].coverage.looked > 40
+
+
 def unseen(path: str) -> str:
     spec = ScriptSpec(path, quiet=True)
     with captured(spec) as run:
