@@ -165,6 +165,7 @@ class RootModules:
         weight.owner.memo[weight.key] = value
         root.tensors[weight.key], root.versions[weight.key] = tensor, tensor._version
         self.tape.weights[id(tensor)] = weight
+        self.tape.promote(tensor, ())  # whatever it was computed from, as stacked weights are
 
 
 def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:

@@ -44,8 +44,30 @@ def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
 
 def require_parts(model: nn.Module, memo: Memo) -> None:
     """Raises TargetError if it is not known which weight of the copy is which: a model may make copies from its configuration."""
+    match_parts(model, memo)
     if any(id(p) not in memo for p in model.parameters()):
         raise TargetError("it makes its copies itself, without saying which weight of a copy is which")
+
+
+def match_parts(model: nn.Module, memo: Memo) -> None:
+    """Adds tensors of a copied model that the copying did not note: those of the same name and value, as in what torch.jit has compiled."""
+    twin = memo.get(id(model))
+    noted = all(id(p) in memo for p in model.parameters()) and not isinstance(model, torch.jit.ScriptModule)
+    if noted or not isinstance(twin, nn.Module):
+        return
+    copies = dict(_named_tensors(twin))
+    for name, tensor in _named_tensors(model):
+        if name in copies and memo.get(id(tensor)) is not copies[name] and _same(tensor, copies[name]):
+            memo[id(tensor)] = copies[name].requires_grad_(tensor.requires_grad)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is not b and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def memo_for(model: nn.Module, memo: Memo | None = None) -> Memo:
@@ -124,9 +146,10 @@ def _tensors(value: Any, depth: int) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def copying() -> Iterator[None]:
-    """Turns what a copy may raise into one TargetError."""
+    """Turns what a copy may raise into one TargetError. Without gradient: torch.jit would make copies that are computed from the originals."""
     try:
-        yield
+        with torch.no_grad():
+            yield
     except TargetError:
         raise
     except Exception as error:
