@@ -146,7 +146,7 @@ def _tensors(value: Any, depth: int) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def copying() -> Iterator[None]:
-    """Turns what a copy may raise into one TargetError. Without gradient: torch.jit would make copies that are computed from the originals."""
+    """Turns what a copy may raise into one TargetError. Without gradient: copies by torch.jit would be computed from the originals."""
     try:
         with torch.no_grad():
             yield
