@@ -50,10 +50,9 @@ def require_parts(model: nn.Module, memo: Memo) -> None:
 
 
 def match_parts(model: nn.Module, memo: Memo) -> None:
-    """Adds tensors of a copied model that the copying did not note: those of the same name and value, as in what torch.jit has compiled."""
+    """Adds the tensors of a model that torch.jit has compiled, whose copying notes none: those of the same name and value."""
     twin = memo.get(id(model))
-    noted = all(id(p) in memo for p in model.parameters()) and not isinstance(model, torch.jit.ScriptModule)
-    if noted or not isinstance(twin, nn.Module):
+    if not isinstance(model, torch.jit.ScriptModule) or not isinstance(twin, nn.Module):
         return
     copies = dict(_named_tensors(twin))
     for name, tensor in _named_tensors(model):
