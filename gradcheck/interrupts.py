@@ -54,6 +54,12 @@ def quietly() -> None:
         signal.signal(signal.SIGINT, _leave)
 
 
+def at_once() -> None:
+    """The same for all of them, from here on."""
+    for number in filter(is_plain, SIGNALS):
+        signal.signal(number, _leave)
+
+
 def as_usual() -> None:
     """From here on a Ctrl-C is what it is in Python."""
     if signal.getsignal(signal.SIGINT) is _leave:

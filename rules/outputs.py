@@ -83,12 +83,16 @@ def _cross_entropy(call: LossCall, limits: Limits) -> Mismatch | None:
     return None
 
 
+def _floor(quantity: str, floor: float, limit: float) -> Evidence:
+    """Below its limit it is a number to look at."""
+    return Evidence(quantity, floor, limit if floor > limit else None, ">", "nats")
+
+
 def _bounded_logits(producer: str, call: LossCall, limits: Limits, width: float, severity: Severity) -> Mismatch:
     classes = call.classes or 2
     floor, chance = floor_of_bounded_logits(classes, width), math.log(classes)
-    if floor > limits["floor_share"] * chance:
-        severity = "error"
-    evidence = [Evidence("lowest loss that any weights reach", floor, chance, "<", "nats; limit: chance")]
+    severity = "error" if floor > limits["floor_share"] * chance else severity
+    evidence = [_floor("lowest loss that any weights reach", floor, limits["floor_share"] * chance)]
     if call.row_sum_error is not None and width == 1.0 and producer == "softmax":
         evidence.append(Evidence("largest distance of a row's sum from 1", call.row_sum_error, limits["row_sum_error"], "<="))
     low = "0 and 1" if width == 1.0 else "-1 and 1"
@@ -169,7 +173,7 @@ def _binary_with_logits(call: LossCall, limits: Limits) -> Mismatch | None:
         f"{call.producer} before {call.function}",
         f"{call.function} takes logits and applies the sigmoid itself; predictions stay between {least:.2g} and {most:.2g}, and "
         f"the loss of a {'negative' if negative >= positive else 'positive'} sample cannot fall below {number(floor)} (chance is 0.693)",
-        (Evidence("lowest loss that any weights reach on one class", floor, limits["floor_share"] * math.log(2), ">", "nats"),),
+        (_floor("lowest loss that any weights reach on one class", floor, limits["floor_share"] * math.log(2)),),
         (
             _remove(call.producer or ""),
             Remedy("replace-loss", "or keep the sigmoid and use binary_cross_entropy, which takes probabilities", "unsafe"),

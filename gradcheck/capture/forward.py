@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class Forward:
         trained = any(p.requires_grad for p in module.parameters())
         recording.averages.calls(module)
         if torch.is_grad_enabled() and trained:
+            if get_ident() != recording.thread and not recording.backwards:
+                recording.follow()
             recording.modes.look(module)
         if not tape.recording:
             return None

@@ -72,6 +72,7 @@ class Owner:
     label: str  # its variable in the script
     why: str = ""  # there is no copy
     short: bool = False  # for want of memory
+    unmade: nn.Module | None = None  # the copy as it was before its first call made its parameters, with random numbers of that call
 
     @property
     def is_free(self) -> bool:

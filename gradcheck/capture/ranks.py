@@ -3,7 +3,9 @@
 import contextlib
 import gc
 import multiprocessing.process
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from gradcheck.types.gauges import RankFacts
 from gradcheck.workload.lockstep import everyone
 from gradcheck.workload.replicas import are_divided, compare
 from gradcheck.workload.sharding import is_sharded, noting_shards, trains_on_parts
+from gradcheck.workload.source_sites import origin_of
 from gradcheck.workload.workload import Workload
 
 
@@ -43,6 +46,16 @@ def note_processes(patches: Patches, started: list[str]) -> None:
 
         return start
 
+    def of_copy(original: Callable[[], int]) -> Callable[[], int]:
+        def fork() -> int:
+            if origin_of(sys._getframe(1).f_code.co_filename) == "user":
+                started.append("os.fork")
+            return original()
+
+        return fork
+
+    if hasattr(os, "fork"):
+        patches.wrap(os, "fork", of_copy)
     patches.wrap(subprocess.Popen, "__init__", of_command)
     patches.wrap(multiprocessing.process.BaseProcess, "start", of_function)
 

@@ -6,8 +6,10 @@ Nothing here knows where the loop came from. It listens to the events of the loo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -29,8 +31,9 @@ from gradcheck.capture.steps import GradientChanges, Steps
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
-from gradcheck.instrument.patches import Patches
+from gradcheck.instrument.patches import Patches, push_below
 from gradcheck.workload.source_sites import Sites
+from gradcheck.workload.tensors import is_transformed
 
 Transform = Callable[..., Callable[..., Any]]
 
@@ -42,6 +45,25 @@ class Functional:
     def wrappers(self) -> tuple[tuple[str, Callable[[Transform], Transform]], ...]:
         """The wrappers, by the name of the function of torch.func that each wraps."""
         return ("grad", lambda original: self._wrapper(original, False)), ("grad_and_value", lambda original: self._wrapper(original, True))
+
+    def mapping(self, original: Transform) -> Transform:
+        """Wraps `vmap`: a call of what it returns is recorded as one, since what happens inside is done to all slices at once."""
+
+        def vmap(*settings: Any, **named: Any) -> Callable[..., Any]:
+            mapped, recording = original(*settings, **named), self.recording
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if recording.busy or recording.depth or not recording.tape.recording or is_transformed():
+                    return mapped(*args, **kwargs)
+                recording.busy += 1
+                try:
+                    return recording.tape.function(mapped, args, kwargs)
+                finally:
+                    recording.busy -= 1
+
+            return functools.wraps(mapped)(call)
+
+        return vmap
 
     def _wrapper(self, original: Transform, with_value: bool) -> Transform:
         def transform(func: Callable[..., Any], argnums: Any = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -81,7 +103,7 @@ def _are_weights(value: Any) -> bool:
     """Whether an argument is a collection of tensors outside of all transforms, and no gradient is to flow through it."""
     tensors = pytree.tree_leaves(value) if value and isinstance(value[0], (dict, list, tuple)) else []
     plain = all(isinstance(t, torch.Tensor) and t.is_floating_point() and not t.requires_grad for t in tensors)
-    return bool(tensors) and plain and torch._C._functorch.peek_interpreter_stack() is None
+    return bool(tensors) and plain and not is_transformed()
 
 
 _hooks_with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
@@ -112,6 +134,8 @@ class Installation:
         wrap(torch.autograd, "grad", self.backward.asking)
         for name, make in self.functional.wrappers():
             wrap(torch.func, name, make)
+        for home in (torch, torch.func):
+            wrap(home, "vmap", self.functional.mapping)
         applied = vars(torch.autograd.Function)["apply"].__func__
         self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(applied)))
         wrap(torch.Tensor, "as_subclass", self.forward.retyping)
@@ -179,11 +203,18 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if get_ident() != self.thread:
+            return function(*args, **kwargs)
         if not self.busy and not self.depth:
             self.bounds.look(function, args, kwargs)
         if self.busy or self.depth or self.updates.writes(function, args, kwargs) or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)
+
+    def follow(self) -> None:
+        """The training runs in a thread of its own, which has function modes of its own."""
+        self.thread = get_ident()
+        push_below(self)
 
     def data_begun(self, loader: Any) -> None:
         self.loaders[id(loader)] = loader, self.loaders.get(id(loader), (loader, 0))[1] + 1

@@ -1,6 +1,7 @@
 """The state of a recording that is in progress: what the recorder's parts share, defined below them."""
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Recording:
         self.backward_site: Location | None = None
         self.modes = Modes()
         self.unfollowed: dict[int, Location | None] = {}  # by id of a module whose last call was without gradients: where that was
+        self.thread = get_ident()  # whose computations are recorded
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
 
@@ -53,6 +55,10 @@ class Recording:
         """The user's call is not to fail for being recorded: the recording ends."""
         self.tape.failure = self.tape.failure or f"{type(error).__name__}: {error}"
         self.tape.recording = False
+
+    def follow(self) -> None:
+        """Records this thread from now on."""
+        raise NotImplementedError
 
     def watched(self, optimizer: Optimizer) -> OptimizerTrace:
         if id(optimizer) not in self.optimizers:

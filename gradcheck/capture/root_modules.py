@@ -93,7 +93,7 @@ class RootModules:
     def settle(self, owner: Owner) -> None:
         """After a root's first call: parameters that this call has made are copied as they are now."""
         if any(is_lazy(t) for t in owner.memo.values() if isinstance(t, torch.Tensor)):
-            made = self._owner(owner.original, {}, owner.label)
+            made, owner.unmade = self._owner(owner.original, {}, owner.label), owner.copy
             owner.copy, owner.memo, owner.versions, owner.why = made.copy, made.memo, made.versions, made.why
 
     def _owner(self, root: nn.Module, memo: dict[int, Any], label: str) -> Owner:
@@ -165,6 +165,7 @@ class RootModules:
         weight.owner.memo[weight.key] = value
         root.tensors[weight.key], root.versions[weight.key] = tensor, tensor._version
         self.tape.weights[id(tensor)] = weight
+        self.tape.promote(tensor, ())  # whatever it was computed from, as stacked weights are
 
 
 def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:

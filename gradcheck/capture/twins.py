@@ -15,7 +15,7 @@ from gradcheck.capture.nodes import Loose, Owner
 from gradcheck.capture.replay import Program
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.workload.borrowing import Borrowed, BorrowedState, shielded
-from gradcheck.workload.copying import bind_copies, memo_for
+from gradcheck.workload.copying import bind_copies, duplicate, match_parts, memo_for
 from gradcheck.workload.dtensor import local
 
 SAME = 1e-3  # relative difference up to which a loss counts as repeated where arithmetic of low precision does not repeat its bits
@@ -99,7 +99,10 @@ def _copies(owners: Sequence[Owner]) -> Twins:
     for owner in owners:
         assert owner.copy is not None
         memo_for(owner.copy, memo)
-    modules = [copy.deepcopy(o.copy, memo) for o in owners]
+    with torch.no_grad():
+        modules = [copy.deepcopy(o.copy, memo) for o in owners]
+    for owner in owners:
+        match_parts(owner.copy, memo)  # type: ignore[arg-type]
     bind_copies(memo)
     tensors = {
         key: memo[id(kept)]
@@ -114,7 +117,7 @@ def _copies(owners: Sequence[Owner]) -> Twins:
 
 
 def _with_copies(owners: Sequence[Owner], program: Program, passes: Sequence[BackwardPass]) -> _Repeated:
-    copies = [o.copy for o in owners if o.copy is not None]
+    copies = [o.copy if o.unmade is None else duplicate(o.unmade, o.unmade) for o in owners if o.copy is not None]
     own = {id(x) for o in owners for x in o.memo.values()} | {id(x) for m in copies for x in (*m.modules(), *m.parameters())}
     kept = Borrowed(copies)
     try:

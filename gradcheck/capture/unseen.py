@@ -1,7 +1,9 @@
 """Why a run showed no training, and what to do: arguments that it lacks, processes that it starts, another way to start it."""
 
 import math
+import os
 import re
+import shlex
 from pathlib import Path
 
 from gradcheck.capture.script import Capture
@@ -44,11 +46,23 @@ def _with_arguments(command: str) -> str:
 
 def _correct(spec: ScriptSpec, error: BaseException) -> str:
     if spec.kind == "script" and isinstance(error, ImportError) and "relative import" in str(error):
-        parts = [p for p in Path(spec.path).with_suffix("").parts if p not in (".", "/")]
-        return f"it is a module of a package: gradcheck scan -- python -m {'.'.join(parts)}"
+        return f"it is a module of a package: {_as_module(Path(spec.path))}"
     if isinstance(error, EOFError) and spec.kind == "script" and "reading a line" in str(error):
         return f"it asks for input: gradcheck scan {spec.path} < ANSWERS.txt, or give what it asks for another way"
     return _device(spec) if _ABSENT.search(str(error)) else CORRECT
+
+
+def _as_module(path: Path) -> str:
+    """The command that runs a file as a module of its package, whose root is above every folder with an `__init__.py`."""
+    root = path.resolve().parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    if root == path.resolve().parent:  # folders without one are packages too
+        root = Path.cwd()
+    if not path.resolve().is_relative_to(root) or path.resolve().parent == root:
+        return "run it from the folder above its package, with gradcheck scan -- python -m PACKAGE.MODULE"
+    start = "" if root == Path.cwd() else f"cd {shlex.quote(os.path.relpath(root))} && "
+    return f"{start}gradcheck scan -- python -m {'.'.join(path.resolve().relative_to(root).with_suffix('').parts)}"
 
 
 # What torch says if a device is named that this machine does not have, and what scripts call the option that chooses another.

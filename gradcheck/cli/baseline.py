@@ -49,7 +49,10 @@ def create(runs: Runs = None, file: BaselineFile = None, config: Config = None, 
 
 @baseline.command(cls=Command)
 def update(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
-    """Bring the entries of the scanned targets up to date: new findings, new values, stale ones removed."""
+    """Bring the entries of the scanned targets up to date.
+
+    New findings are added, values renewed, stale entries removed.
+    """
     with exits():
         from gradcheck.cli.gate import Known, compare_all, least_severity
         from gradcheck.judge.baseline import updated

@@ -90,6 +90,7 @@ OPTIONS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("--gpu", "--cuda"), ("--device cuda",)),
     "--cpu": ("--device cpu",),
     "--explain": ("gradcheck rule NAME",),
+    "-m": ("-- python -m PACKAGE.MODULE",),
     **{name: (f"-- {name} N: the arguments of the script come after --",) for name in ("--epochs", "--batch-size")},
     **dict.fromkeys(("-v", "--verbose"), ("--show-passed", "gradcheck scan TARGET --show-passed")),
     **dict.fromkeys(("--no-color", "--no-colour"), ("--color never",)),
@@ -197,9 +198,13 @@ class CommandGroup(typer.core.TyperGroup):
     """All commands. A word that is none of them is answered with the command that does what it asks for."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
+            name = getattr(error, "option_name", None)
+            if ctx.parent is None and name in _options(self.get_command(ctx, "scan"), ctx):
+                give_up(f"No such option: {name}", shlex.join(["gradcheck", "scan", *given]))
             refuse(ctx, error)
             raise
 

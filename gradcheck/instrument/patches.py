@@ -1,4 +1,4 @@
-"""Replacing attributes of classes and modules temporarily."""
+"""Replacing attributes of classes and modules temporarily, and the place of a function mode among others."""
 
 import functools
 import sys
@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode
+from torch.overrides import _pop_mode
+from torch.overrides import _push_mode
+from torch.utils._device import DeviceContext
 
 
 class Patches:
@@ -54,6 +59,20 @@ def _replace(replaced: Mapping[int, Any]) -> None:
             continue
         for name in [name for name, held in list(names.items()) if id(held) in replaced]:
             setattr(module, name, replaced[id(names[name])])
+
+
+def push_below(mode: TorchFunctionMode) -> None:
+    """Puts a function mode under those that are active: those who entered these leave them by popping the topmost. Torch's own device
+    mode must stay at the bottom."""
+    above = []
+    while _len_torch_function_stack():
+        other = _pop_mode()
+        if isinstance(other, DeviceContext):
+            _push_mode(other)
+            break
+        above.append(other)
+    for one in (mode, *reversed(above)):
+        _push_mode(one)
 
 
 # Calls of custom autograd Functions, which torch does not show to modes: of the user's code, and replayed from a tape.

@@ -15,6 +15,7 @@ from lsprotocol import types as lsp
 from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
+from gradcheck import interrupts
 from gradcheck.analysis.wording import reason
 from gradcheck.config.settings import load
 from gradcheck.errors import GradcheckError
@@ -36,6 +37,7 @@ SOURCE = "gradcheck"
 
 def serve() -> None:
     """Answers on stdin and stdout until the editor closes them."""
+    interrupts.at_once()  # pygls would wait for what the editor sends next
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.getLogger("pygls").addHandler(handler)

@@ -78,6 +78,8 @@ def _told(answer: Answer) -> Answer:
             return await answer(*arguments, **named)
         except GradcheckError as error:
             raise ToolError(f"{error.message}\nhelp: {error.hint}" if error.hint else error.message) from error
+        except (OSError, ValueError) as error:  # of the system: a name that is too long, or is none
+            raise ToolError(f"{error}\nhelp: name a file such as train.py, or an import path such as package.module:name") from error
 
     return told
 

@@ -65,15 +65,15 @@ class GradcheckMagics(Magics):
 
         `%%gradcheck watch MODEL [OPTIMIZER]` runs the whole cell and shows a live board.
         """
-        words = shlex.split(line)
         try:
+            words = _words(line)
             return self._watched(words[1:], cell) if words[:1] == ["watch"] else self._scanned(line, cell)
         except GradcheckError as error:
             print(f"error: {error.message}" + (f"\nhelp: {error.hint}" if error.hint else ""), file=sys.stderr)
             return None
 
     def _scanned(self, line: str, cell: str) -> Report | Reports:
-        settings = load().with_flags(**_flags(shlex.split(line)))
+        settings = load().with_flags(**_flags(_words(line)))
         number = len(self.shell.history_manager.input_hist_parsed) - 1  # the shell's own count is one ahead, or not, by its version
         source = f"%%gradcheck {line}\n{cell}"
         file = self.shell.compile.cache(source, number, raw_code=source)
@@ -145,6 +145,14 @@ class LiveBoard:
         self._handle.update(HTML(of_frame(frame(board.record, board.pace, findings), self.title)))
 
 
+def _words(line: str) -> list[str]:
+    """Raises ConfigError for a quotation without an end."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"%%gradcheck cannot read {line!r}: {error}", hint=USAGE) from error
+
+
 def _flags(words: list[str]) -> dict[str, Any]:
     """`--budget 5 --select GRAD,INIT`. Raises ConfigError for what is not a flag of the magic."""
     flags: dict[str, Any] = {}
@@ -154,7 +162,10 @@ def _flags(words: list[str]) -> dict[str, Any]:
         value = True if name == "fast" else next(rest, None)
         if not word.startswith("--") or name not in ("budget", "fast", "select", "ignore") or value is None:
             raise ConfigError(f"%%gradcheck does not know {word!r}", hint=USAGE)
-        flags[name] = float(value) if name == "budget" else value.split(",") if isinstance(value, str) else value
+        try:
+            flags[name] = float(value) if name == "budget" else value.split(",") if isinstance(value, str) else value
+        except ValueError as error:
+            raise ConfigError(f"--budget takes seconds, not {value!r}", hint=USAGE) from error
     return flags
 
 

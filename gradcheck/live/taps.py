@@ -9,31 +9,17 @@ import torch
 from torch import nn
 from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
-from torch.utils._device import DeviceContext
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.loader_batches import digest, shape_of
 from gradcheck.instrument.loop_journal import Modes
+from gradcheck.instrument.patches import push_below
 from gradcheck.instrument.running_code import here
 from gradcheck.live.looks import Looks
 from gradcheck.types.location import Location
 from gradcheck.workload.device import is_capturing
 from gradcheck.workload.tensors import tensors_in
-
-
-def push_below(mode: TorchFunctionMode) -> None:
-    """Puts a function mode under those that are active: those who entered these leave them by popping the topmost. Torch's own device
-    mode must stay at the bottom."""
-    above = []
-    while _len_torch_function_stack():
-        other = _pop_mode()
-        if isinstance(other, DeviceContext):
-            _push_mode(other)
-            break
-        above.append(other)
-    for one in (mode, *reversed(above)):
-        _push_mode(one)
 
 
 def take_out(mode: TorchFunctionMode) -> bool:

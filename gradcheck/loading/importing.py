@@ -37,6 +37,10 @@ class ImportSession:
 
     def open(self, name: str) -> ModuleType:
         """The module at a path, or of a dotted name. Raises TargetError when there is none or it fails."""
+        first, space, rest = name.partition(" ")
+        if space and not Path(name).exists() and (first.startswith("python") or Path(first).is_file()):
+            command = f"{first} -- {rest}" if Path(first).is_file() else f"-- {name}"
+            raise TargetError(f"{name!r} is a command, not a target", hint=f"gradcheck scan {command}")
         return self._open_file(name) if looks_like_path(name) else self._import(name)
 
     def _open_file(self, name: str) -> ModuleType:
@@ -144,6 +148,7 @@ def looks_like_path(name: str) -> bool:
 def split_reference(text: str) -> tuple[str, str]:
     """ "model.py:name" -> ("model.py", "name"). A colon of a Windows drive is not a separator."""
     home, colon, name = text.rpartition(":")
+    home = home.rstrip(":")  # pytest's separator
     return (home, name) if colon and len(home) > 1 and not ("/" in name or "\\" in name) else (text, "")
 
 

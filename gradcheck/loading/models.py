@@ -47,7 +47,8 @@ def find_model(module: types.ModuleType, home: str, name: str, arguments: Mappin
     model = next((part for part in parts if isinstance(part, nn.Module)), None)
     if model is None:
         kind = f"the class {result.__name__}" if isinstance(result, type) else type(result).__name__
-        raise TargetError(f"{home}:{name}() returns {kind}, not a torch.nn.Module", hint="return the model from it")
+        hint = "return the model from it" + (f"; if it trains: gradcheck scan {home}" if result is None else "")
+        raise TargetError(f"{home}:{name}() returns {kind}, not a torch.nn.Module", hint=hint)
     optimizer = next((part for part in parts if isinstance(part, torch.optim.Optimizer)), None)
     with_arguments = ", ".join(f"{key}={text}" for key, text in arguments.items())
     said = Assumption("model", f"model: {name}({with_arguments}) of {home}{guessed}", given=not guessed)

@@ -80,7 +80,7 @@ def _with_loss(parts: Parts, data: Data, val: list[Batch], loss: Loss, output: A
             said.append(Assumption("data", "the data have no targets: the input itself is the target, since the output has its shape"))
         else:
             outputs = [output if _shapes(b) == _shapes(batches[0]) else forward_once(parts, data, b) for b in batches]
-            made = [infer.targets_for(loss_name(loss), first_tensor(o), _target_stream(parts, n)) for n, o in enumerate(outputs)]
+            made = [infer.targets_for(loss_name(loss).lower(), first_tensor(o), _target_stream(parts, n)) for n, o in enumerate(outputs)]
             batches = [_with_target(parts, data, b, t) for b, t in zip(batches, made, strict=True)]
             said.append(Assumption("data", f"no targets given: random ones that {loss_name(loss)} accepts, fixed for each batch"))
         val = []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gradcheck.analysis.wording import counted
-from gradcheck.report.formatting import clean, collapse, conditions, measured, summary, tree, with_reason
+from gradcheck.report.formatting import View, clean, collapse, conditions, measured, summary, tree, with_reason
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import explained, place
 from gradcheck.types.finding import Finding
@@ -35,15 +35,15 @@ COMMANDS = NextStep(
 )
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     """The reports, within the limit for all."""
-    return brief(reports, COMMANDS)
+    return brief(reports, COMMANDS, written=view is not None and view.written)
 
 
-def brief(reports: Sequence[Report], step: NextStep, room: int = ROOM) -> str:
+def brief(reports: Sequence[Report], step: NextStep, room: int = ROOM, *, written: bool = False) -> str:
     """The reports in at most `room` characters: remedies and numbers are dropped first, then findings, then whole reports."""
     for most, detailed in ((8, True), (4, True), (4, False), (2, False), (1, False)):
-        text = "\n\n".join("\n".join(_report(report, step, most, detailed)) for report in reports) + "\n"
+        text = "\n\n".join("\n".join(_report(report, step, most, detailed, written)) for report in reports) + "\n"
         if len(text) <= room:
             return text
     worst = next((r for r in reports if r.headlines), reports[0])
@@ -62,13 +62,13 @@ def _shortened(lines: Sequence[str], room: int) -> str:
     return "\n".join((*kept, *more)) + "\n"
 
 
-def _report(report: Report, step: NextStep, most: int, detailed: bool) -> list[str]:
+def _report(report: Report, step: NextStep, most: int, detailed: bool, written: bool) -> list[str]:
     heads = tree(report.findings)
     lines = [f"{_cut(report.target)}: {_cut(summary(report))} {conditions(report)}"]
     if report.trial is not None:
         lines.append(f"trial: {_cut(report.trial.verdict)}")
     if report.outcomes:
-        lines.append(f"fix: {_cut(tail(report))}")
+        lines.append(f"fix: {_cut(tail(report, written=written))}")
     if report.coverage.in_part:
         told = explained(report)
         lines += ["judged in part: silence proves nothing", *map(_cut, told if detailed else told[:1])]

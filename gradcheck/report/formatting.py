@@ -133,7 +133,7 @@ def result(report: Report) -> str:
     found = "Found " + ", ".join(counts) if heads else "They found nothing" if report.coverage.in_part else "No findings"
     more = f" and {counted(follow, 'consequence')}" if follow else ""
     layers = layer_count(report.measurement)
-    where = f" in {counted(layers, 'layer')}" if layers or not report.coverage.in_part else ""
+    where = f" in {counted(layers, 'layer')}" if layers else ""
     where = " in the log" if report.measurement.log is not None else where
     return f"{found}{more}{where} ({rule_counts(report)})."
 
@@ -182,7 +182,7 @@ Color = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class View:
-    """How reports are shown. Only `full` heeds the first five."""
+    """How reports are shown. Only `full` heeds the first four."""
 
     color: Color = "auto"
     profile: bool = False

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gradcheck.analysis.wording import counted, number
 from gradcheck.judge.scores import Score, scores
-from gradcheck.report.formatting import clean, collapse, conditions, snippet, summary
+from gradcheck.report.formatting import View, clean, collapse, conditions, snippet, summary
 from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import Row, explained, numbers, rows
 from gradcheck.types.finding import Severity
@@ -18,28 +18,28 @@ MOST_ROWS = 20  # findings in the table
 SIGNS: dict[Severity, str] = {"error": "❌ error", "warning": "⚠️ warning", "info": "ℹ️ info"}
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     """The reports, short enough for a comment."""
-    return document(reports, MOST_COMMENT)
+    return document(reports, MOST_COMMENT, written=view is not None and view.written)
 
 
-def document(reports: Sequence[Report], room: int) -> str:
+def document(reports: Sequence[Report], room: int, *, written: bool = False) -> str:
     """The reports in at most `room` bytes of UTF-8: details are dropped first, then rows; nothing when not even that fits."""
     listed = {id(report): rows([report]) for report in reports}
     for most, detailed in ((MOST_ROWS, True), (MOST_ROWS, False), (3, False), (0, False)):
-        blocks = [line for report in reports for line in _report(report, listed[id(report)], most, detailed)]
+        blocks = [line for report in reports for line in _report(report, listed[id(report)], most, detailed, written)]
         text = "\n".join([MARKER, *blocks]).rstrip() + "\n"
         if len(text.encode("utf-8", "backslashreplace")) <= room:
             return text
     return ""
 
 
-def _report(report: Report, listed: Sequence[Row], most: int, detailed: bool) -> list[str]:
+def _report(report: Report, listed: Sequence[Row], most: int, detailed: bool, written: bool) -> list[str]:
     lines = [f"### {_headline(report, listed)}", ""]
     if report.trial is not None:
         lines += [f"**Trial:** {escape(report.trial.verdict)}", "", *(_trial(report.trial, most) if most else ())]
     if report.outcomes:
-        lines += [f"**Fix:** {escape(tail(report))}", ""]
+        lines += [f"**Fix:** {escape(tail(report, written=written))}", ""]
     lines += [escape(summary(report)), ""]
     if report.coverage.in_part:
         lines += [*(f"- {escape(line)}" for line in explained(report)), ""]

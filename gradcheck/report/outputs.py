@@ -72,7 +72,9 @@ def _output(text: str) -> Output:
     if name not in FORMATS:
         from gradcheck.judge.select import suggestion
 
-        raise ConfigError(f"unknown output format {name!r}", hint=suggestion(name, FORMATS) + f"formats: {', '.join(FORMATS)}")
+        ending = Path(name).suffix[1:]
+        hint = f"--output {ending}:{name}" if ending in FORMATS else suggestion(name, FORMATS) + f"formats: {', '.join(FORMATS)}"
+        raise ConfigError(f"unknown output format {name!r}", hint=hint)
     if not colon or path == "-":
         return Output(name)
     place = files.place(path)

@@ -171,7 +171,7 @@ def task_of(workload: Workload, found: Predictions | None) -> Task:
     """Told from the loss and the shapes of outputs and targets; "other" when only the loss can be compared."""
     if found is None or workload.loss is None:
         return "other"
-    output, target, name = found.output, found.target, loss_name(workload.loss)
+    output, target, name = found.output, found.target, loss_name(workload.loss).lower()
     whole = not (target.is_floating_point() or target.is_complex())
     if name in _BINARY:
         return "multilabel" if output.ndim > 1 and output.shape[1] > 1 else "binary"
@@ -200,7 +200,7 @@ def _whole(target: torch.Tensor) -> Array:
 
 def _threshold(workload: Workload) -> float:
     assert workload.loss is not None
-    return 0.0 if "logits" in loss_name(workload.loss) else 0.5
+    return 0.0 if "logits" in loss_name(workload.loss).lower() else 0.5
 
 
 def _of_classes(target: Array, predicted: Array) -> dict[str, float]:

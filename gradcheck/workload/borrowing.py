@@ -25,6 +25,7 @@ from gradcheck.workload.copying import Memo, duplicate
 from gradcheck.workload.dtensor import is_spread, local
 from gradcheck.workload.set_aside import Pairs, dropping, empty, fill, set_aside, state_of, with_values
 from gradcheck.workload.sharding import is_sharded, reset
+from gradcheck.workload.tensors import is_transformed
 
 T = TypeVar("T")
 
@@ -212,6 +213,8 @@ def shielded(own: Collection[int]) -> Iterator[list[nn.Module]]:
     known: set[int] = set()
 
     def note(module: nn.Module, _: object) -> None:
+        if is_transformed():  # with tensors in place of its weights; what it uses of its own is found in the graph
+            return
         if id(module) in own or id(module) in known or not (module._parameters or module._buffers or module._modules):
             return
         shields.append(Borrowed([module]))

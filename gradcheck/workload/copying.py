@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.distributions.transforms import _InverseTransform
+from torch.nn.parameter import UninitializedBuffer
 
 from gradcheck.errors import TargetError
 from gradcheck.workload.dtensor import is_freed
@@ -43,8 +44,29 @@ def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
 
 def require_parts(model: nn.Module, memo: Memo) -> None:
     """Raises TargetError if it is not known which weight of the copy is which: a model may make copies from its configuration."""
+    match_parts(model, memo)
     if any(id(p) not in memo for p in model.parameters()):
         raise TargetError("it makes its copies itself, without saying which weight of a copy is which")
+
+
+def match_parts(model: nn.Module, memo: Memo) -> None:
+    """Adds the tensors of a model that torch.jit has compiled, whose copying notes none: those of the same name and value."""
+    twin = memo.get(id(model))
+    if not isinstance(model, torch.jit.ScriptModule) or not isinstance(twin, nn.Module):
+        return
+    copies = dict(_named_tensors(twin))
+    for name, tensor in _named_tensors(model):
+        if name in copies and memo.get(id(tensor)) is not copies[name] and _same(tensor, copies[name]):
+            memo[id(tensor)] = copies[name].requires_grad_(tensor.requires_grad)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is not b and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def memo_for(model: nn.Module, memo: Memo | None = None) -> Memo:
@@ -53,6 +75,7 @@ def memo_for(model: nn.Module, memo: Memo | None = None) -> Memo:
     that hold parameters, numbers and words only. Raises TargetError.
     """
     memo, kept = {} if memo is None else memo, list[torch.Tensor]()
+    memo.update({id(b): _unmade(b) for b in model.buffers() if isinstance(b, UninitializedBuffer) and id(b) not in memo})
     modules = [m for m in model.modules() if id(m) not in memo]
     usual = all(map(_is_usual, set(map(type, modules)))) and not any("__deepcopy__" in vars(m) for m in modules)
     with copying():
@@ -103,6 +126,10 @@ def _is_usual_parameter(parameter: nn.Parameter) -> bool:
     return type(parameter) is nn.Parameter and parameter.is_leaf and not vars(parameter)
 
 
+def _unmade(buffer: UninitializedBuffer) -> UninitializedBuffer:
+    return UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]
+
+
 def _is_empty_table(value: Any) -> bool:
     """Whether it is a dictionary or set that holds nothing, attributes included."""
     return type(value) in _TABLES and not value and not getattr(value, "__dict__", None)
@@ -118,9 +145,10 @@ def _tensors(value: Any, depth: int) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def copying() -> Iterator[None]:
-    """Turns what a copy may raise into one TargetError."""
+    """Turns what a copy may raise into one TargetError. Without gradient: copies by torch.jit would be computed from the originals."""
     try:
-        yield
+        with torch.no_grad():
+            yield
     except TargetError:
         raise
     except Exception as error:

@@ -268,13 +268,13 @@ def is_torch_loss(loss: Loss) -> bool:
 
 
 def is_class_loss(loss: Loss) -> bool:
-    return loss_name(loss) in ("crossentropyloss", "cross_entropy", "nllloss", "nll_loss")
+    return loss_name(loss).lower() in ("crossentropyloss", "cross_entropy", "nllloss", "nll_loss")
 
 
 def loss_name(loss: Loss) -> str:
     if isinstance(loss, functools.partial):
         return loss_name(loss.func)
-    return (type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)).lower()
+    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def classes_are_last(output: torch.Tensor, target: Any) -> bool:

@@ -77,6 +77,11 @@ def batch_size(batch: Any) -> int:
     return first.shape[0] if first is not None else 1
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is running: tensors may be slices of others."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 K = TypeVar("K")
 V = TypeVar("V")
 

@@ -198,8 +198,8 @@ def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) 
         evidence=Evidence(
             "classes in a batch, over the number expected when shuffled",
             ratio,
-            limits["variety"],
-            "<" if ratio < limits["variety"] else "=",
+            limits["variety"] if ratio < limits["variety"] else None,
+            "<",
         ),
         remedies=Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),
         confirmed=failure,

@@ -121,12 +121,14 @@ def _gain_finding(
     m: Measurement, group: list[Layer], gains: dict[str, float], off: dict[str, float], forward: Trend, backward: Trend, limits: Limits
 ) -> Finding:
     worst = max(group, key=lambda x: off[x.name])
-    times = off[worst.name]
+    times, ahead = off[worst.name], gains[worst.name]
+    nearest = min(ahead, backward_gain(worst, ahead, parameters_by_name(m)), key=lambda g: misfit(g, worst.activation))
+    by_fan_out = "" if nearest == ahead else " by their fan-out"
     low, high = GAINS.get(worst.activation or "linear", (1.0, 1.0))
     wanted = number(low) if low == high else f"{number(low)} to {number(high)}"
     after = f"{worst.activation} after it" if worst.activation else "no activation after it"
     message = (
-        f"weights of {quoted(worst.name)} have gain {number(gains[worst.name])}, {number(times)} times off the {wanted} for {after} "
+        f"weights of {quoted(worst.name)} have gain {number(nearest)}{by_fan_out}, {number(times)} times off the {wanted} for {after} "
         f"(limit {number(limits['misfit'])} times){also_in(group)}: over depth the signal changes by {number(forward.total)} decades"
         f"{', the gradient by ' + number(abs(backward.total)) if backward.n >= 2 else ''}"
     )

@@ -81,7 +81,7 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"the loss ({curve.name}) stays at {number(level)}: guessing among {classes} classes costs ln({classes}) = "
             f"{number(math.log(classes))}, and nothing better was learned"
         )
-        evidence = Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], "<")
+        evidence = Evidence("loss over that of guessing", level / math.log(classes), 1 - limits["guessing"], ">")
         return [
             found("warning", message, evidence=evidence, remedies=look(m, "find out whether a gradient arrives, and what the steps change"))
         ]

@@ -81,7 +81,7 @@ def _term(t: IdleTerm) -> Finding:
         f"a term of the loss trains nothing: {why}, before training and after the probe; its value is {number(t.value)}"
         f"{f', {percent(share)} of the loss' if share <= 1 else ''} (limit on its gradient: over 0)"
     )
-    evidence = Evidence("value of the term", t.value, 0.0, "=", "without gradient")
+    evidence = Evidence("value of the term", t.value, unit="without gradient")
     return found("warning", message, location=t.site, evidence=evidence, remedies=cure)
 
 

@@ -80,7 +80,7 @@ def _advantages(t: SilentTerm, passes: float) -> Finding:
         severity,
         message,
         location=t.site,
-        evidence=Evidence("passes whose factor of the loss is 0", t.passes, passes, ">="),
+        evidence=Evidence("passes whose factor of the loss is 0", t.passes, passes if t.passes >= passes else None, ">="),
         remedies=cure,
         confirmed=BY_VALUE,
     )
@@ -96,7 +96,7 @@ def _drawn(t: SilentTerm, passes: float) -> Finding:
         severity,
         message,
         location=t.site,
-        evidence=Evidence("passes whose target is new noise", t.passes, passes, ">="),
+        evidence=Evidence("passes whose target is new noise", t.passes, passes if t.passes >= passes else None, ">="),
         remedies=Remedy("check-target", "draw the noise once, add it to the input, and predict the same tensor", "unsafe"),
         confirmed=BY_VALUE,
     )

@@ -55,7 +55,9 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
         others = f"the rate jumps to {number(jump[1])} at step {jump[0]:g}, {number(jump[1] / jump[2])} times the highest one before"
     message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
     rising = Evidence("rise of the loss in the probe", rise, limits["rise"], ">", "of the better of start and chance")
-    evidence = (rising, *step_evidence(m, limits))
+    lapsed = relapse(m.probe, m.chance)
+    shown = lost_again(m, lapsed[0]) if lapsed is not None and rise <= limits["rise"] else rising
+    evidence = (shown, *step_evidence(m, limits))
     advice = f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up"
     if jump is not None:
         advice = f"see what raises the rate at step {jump[0]:g}; before it, {number(jump[2])} was the highest one"
@@ -67,16 +69,20 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
 
 def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
     """The loss had fallen, and rises again."""
-    start, end = start_and_end(m.probe)[:2]
+    end = start_and_end(m.probe)[1]
     message = (
         f"what is learned is lost again: with {optimizer_in_words(m)} the loss had fallen to {number(lowest)} by step {step}, "
         f"and is {number(end)} after {len(m.probe.losses)}: steps of this size undo what earlier ones did"
     )
-    won = (start if m.chance is None else min(start, m.chance)) - lowest
-    evidence = Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall")
     remedies = Remedy("lower-learning-rate", f"try a tenth of the rate: {number(m.optimizer.lr / 10)}", "safe")
     severity = at_most_info(m, "info" if m.chance is None else "warning")
-    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
+    return found(severity, message, location=m.optimizer.site, evidence=lost_again(m, lowest), remedies=remedies)
+
+
+def lost_again(m: Measurement, lowest: float) -> Evidence:
+    start, end = start_and_end(m.probe)[:2]
+    won = (start if m.chance is None else min(start, m.chance)) - lowest
+    return Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall")
 
 
 def order_finding(m: Measurement) -> Finding:

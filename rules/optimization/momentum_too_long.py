@@ -53,8 +53,8 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable("the optimizer has no momentum, rescales its steps, or was assumed")
     if not m.probe.losses:
         return not_measured("the probe training took no step")
-    steps = 1 / max(1 - o.momentum, 1e-6)
-    if steps < limits["steps"] * (1 - 1e-9):
+    steps = round(1 / max(1 - o.momentum, 1e-6), 6)
+    if steps < limits["steps"]:
         return []
     message = (
         f"momentum {number(o.momentum)} of {optimizer_in_words(m)} remembers {number(steps)} steps (limit {number(limits['steps'])}), "

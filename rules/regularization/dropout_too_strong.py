@@ -88,7 +88,9 @@ def _strong(m: Measurement, r: Regularization, limits: Limits) -> list[Finding]:
     names = layers_in_words([d.layer for d in loud])
     drop = "drops" if len(loud) == 1 else "drop"
     message = f"{names} {drop} {percent(strongest.rate)} of the values: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
-    evidence = Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer)
+    evidence = Evidence(
+        "largest rate of dropout", strongest.rate, limit if strongest.rate >= limit else None, ">=", "of the values", strongest.layer
+    )
     text = f"lower the rate of {names} from {number(strongest.rate)} to 0.2, and raise it again by the validation loss"
     layers = [d.layer for d in loud]
     remedies = Remedy("lower-dropout", text, "safe")
@@ -118,7 +120,7 @@ def _staying(r: Regularization, limit: float) -> list[Finding]:
             message,
             layers=holders if all(holders) else (),
             location=first.site,
-            evidence=Evidence("rise of the loss in evaluation mode by dropout", share, limit, ">"),
+            evidence=Evidence("rise of the loss in evaluation mode by dropout", share, limit if share > limit else None, ">"),
             remedies=Remedy("check-arguments", cure, "advice"),
         )
     ]

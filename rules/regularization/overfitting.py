@@ -88,7 +88,7 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     stop = f"stop after about {v.lowest_step} steps, or " if rose else ""
     text = f"{stop}regularise: `gradcheck trial` compares L1, L2, Elastic Net, dropout, augmentation and early stopping on your data"
     evidence = [
-        Evidence("validation loss minus training loss", gap, limits["standard_errors"] * v.standard_error, ">", "3 standard errors of it"),
+        Evidence("validation minus training loss", gap / (v.standard_error or 1e-12), limits["standard_errors"], ">", "standard errors"),
         Evidence("rise of the validation loss above its lowest value", v.loss - lowest, limits["rise"] * abs(lowest), ">"),
     ]
     return [found(severity, message, evidence=evidence, remedies=Remedy("early-stopping", text, "advice"))]

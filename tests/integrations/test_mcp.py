@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,13 +85,15 @@ def test_what_cannot_be_done_is_said_with_the_next_step(project):
             await client.call_tool("scan", {"target": "missing.py"}),
             await client.call_tool("scan", {"target": "--version"}),
             await client.call_tool("report", {"run": "none.json"}),
+            await client.call_tool("scan", {"target": "x" * 5000}),
         ]
 
-    page, unknown, missing, option, no_run = talk(project, conversation)
+    page, unknown, missing, option, no_run, too_long = talk(project, conversation)
     assert text(page).startswith("# vanishing-gradient (GRAD001)")
     assert unknown.is_error and 'did you mean "vanishing-gradient"' in text(unknown)
     assert missing.is_error and "missing.py" in text(missing) and "error:" in text(missing) and "Traceback" not in text(missing)
     assert option.is_error and no_run.is_error and "help:" in text(no_run)
+    assert too_long.is_error and "too long" in text(too_long) and "help:" in text(too_long)
 
 
 def test_a_fix_is_a_patch_and_writes_only_where_that_is_allowed(project):
@@ -105,6 +110,20 @@ def test_a_fix_is_a_patch_and_writes_only_where_that_is_allowed(project):
     assert re.search(r"^-.*\n\+", said, re.MULTILINE) and "git apply" in said and (project / "model.py").read_text() == before
     written = talk(project, write, "--allow-write")
     assert not written.is_error and "Applied" in text(written) and (project / "model.py").read_text() != before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the signals are those of POSIX")
+@pytest.mark.parametrize(("name", "hello"), [("mcp", "{hello}\n"), ("server", "Content-Length: {length}\r\n\r\n{hello}")])
+def test_a_signal_ends_a_server_that_waits_for_its_client(name, hello, tmp_path):
+    given = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}, "processId": None}
+    text = json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": given})
+    words, env = [sys.executable, "-m", "gradcheck", name], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as server:
+        server.stdin.write(hello.format(hello=text, length=len(text)).encode())
+        server.stdin.flush()
+        assert server.stdout.readline()
+        server.terminate()
+        assert server.wait(20) == 128 + signal.SIGTERM
 
 
 def test_the_server_starts_without_torch(tmp_path):

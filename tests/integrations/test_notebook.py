@@ -28,6 +28,8 @@ CELLS = (
     "    nn.functional.cross_entropy(model(x), y).backward(); opt.step()\nprint('trained', i)",
     "%%gradcheck --steps 3\npass",
     "result = gradcheck.scan(Net(), [(x, y)], loss=nn.functional.cross_entropy, config={'fast': True})\nresult",
+    "%%gradcheck --budget soon\npass",
+    "%%gradcheck --select 'GRAD\npass",
 )
 
 
@@ -72,6 +74,8 @@ def test_a_live_board_is_renewed_in_its_cell_and_the_training_counts(cells):
 
 def test_what_the_magic_does_not_know_is_said(cells):
     assert "does not know '--steps'" in printed(cells[5], "stderr")
+    assert "--budget takes seconds, not 'soon'" in printed(cells[7], "stderr")
+    assert "No closing quotation" in printed(cells[8], "stderr")
 
 
 def test_reports_show_themselves(cells):

@@ -6,8 +6,12 @@ import io
 import math
 from dataclasses import replace
 
+import pytest
+
 from gradcheck.report.console import make_console, show
+from gradcheck.report.formatting import View
 from gradcheck.report.outcomes import tail
+from gradcheck.report.outputs import Output, write_outputs
 from gradcheck.saved_run import dumps, load
 from gradcheck.types.fix import TIME_WAS_UP, Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.report import Report
@@ -64,6 +68,17 @@ def test_what_was_written_is_called_applied():
     assert tail(report(KEPT, proof=proof), written=True) == "Applied 1 remedy: cures OPT001; nothing is left."
     part = tail(report(KEPT, replace(KEPT, diff=""), proof=proof), written=True)
     assert part == "Applied 1 of 2 remedies to the source; on the copy all together: cures OPT001; nothing is left."
+
+
+@pytest.mark.parametrize("format", ["full", "brief", "markdown", "html"])
+def test_every_format_says_whether_the_edits_are_in_the_source(format, tmp_path):
+    proof = Proof(EFFECT, BASE, TREATED, ("OPT001",))
+    said = {}
+    for written in (False, True):
+        place = tmp_path / f"{written}"
+        write_outputs([report(KEPT, proof=proof)], [Output(format, place)], View("never", written=written))
+        said[written] = place.read_text("utf-8")
+    assert "Would apply 1 remedy" in said[False] and "Applied 1 remedy" in said[True]
 
 
 def test_added_and_removed_lines_have_colours():

@@ -40,6 +40,11 @@ class TestSignalGain:
         m = replace(m, parameters=tuple(replace(p, shape=(rows, 64)) for p in m.parameters))
         assert len(findings(signal_gain, m)) == expected
 
+    def test_the_message_names_the_gain_that_comes_nearest(self):
+        m = with_gains([0.5] * 20, backward=0.2, activation="relu", **FAILS)
+        m = replace(m, parameters=tuple(replace(p, shape=(120, 64)) for p in m.parameters))
+        assert "have gain 0.685 by their fan-out, 2.07 times off the 1.41 for relu" in only(signal_gain, m).message
+
     def test_the_message_compares_with_the_table(self):
         f = only(signal_gain, with_gains([0.5] * 20, backward=0.2, activation="relu", **FAILS))
         assert "weights of layers.0 have gain 0.5, 2.83 times off the 1.41 for relu after it (limit 2 times)" in f.message

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from gradcheck.types.finding import SEVERITIES, Finding
+import math
+
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import NoVerdict, Rule
+
+
+def crosses(e: Evidence) -> bool:
+    """Whether a number is on the faulty side of its limit, as it says."""
+    if e.limit is None or e.comparison == "=" or math.isnan(e.value):
+        return e.limit is None or e.value == e.limit or math.isnan(e.value)
+    return {"<": e.value < e.limit, ">": e.value > e.limit, "<=": e.value <= e.limit, ">=": e.value >= e.limit}[e.comparison]
 
 
 def findings(rule: Rule, m: Measurement, **limits: float) -> list[Finding]:
@@ -15,6 +24,7 @@ def findings(rule: Rule, m: Measurement, **limits: float) -> list[Finding]:
         assert SEVERITIES.index(f.severity) >= SEVERITIES.index(rule.up_to), f
         assert bool(f.confirmed) == (f.severity == "error"), f
         assert f.evidence and f.remedies, f
+        assert any(map(crosses, f.evidence)), f.evidence
         assert any(c.isdigit() for c in f.message) or "NaN" in f.message, f.message
         assert f.message[:1].lower() == f.message[:1] and not f.message.endswith("."), f.message
         for remedy in f.remedies:

@@ -8,10 +8,10 @@ from gradcheck.types.trial import TrialResult
 
 
 def render(reports: Sequence[Report], view: View | None = None) -> str:
-    """One self-contained page for one or several reports. `view` says how other formats look, and is not needed."""
+    """One self-contained page for one or several reports."""
     from gradcheck.report.html.page import document
 
-    return document(reports)
+    return document(reports, written=view is not None and view.written)
 
 
 def shown(what: Sequence[Report] | TrialResult) -> str:

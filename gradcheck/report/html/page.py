@@ -41,14 +41,14 @@ class Lead:
     content: Child
 
 
-def lead(report: Report) -> Lead | None:
+def lead(report: Report, written: bool = False) -> Lead | None:
     """Of a trial, a fix or a watched run; None for a scan."""
     if report.trial is not None:
         heading = join(sign("good" if report.trial.recommended else "none"), tag("span", headline(report.trial)))
         said = tag("p", inline(report.trial.verdict), class_="message")
         return Lead(heading, said, "Trial", trial(report.trial))
     if report.outcomes:
-        heading = join(sign("none" if report.proof is None else "good"), tag("span", inline(tail(report))))
+        heading = join(sign("none" if report.proof is None else "good"), tag("span", inline(tail(report, written=written))))
         return Lead(heading, cure(report) if report.proof else None, "Treatment", treatment(report))
     run = course(report)
     return None if run is None else Lead(None, None, "The run", run)
@@ -67,22 +67,22 @@ def treatment(report: Report) -> Child:
     return proof(report) or tag("p", "Nothing that was tried is kept. Each finding lists what was tried for it.")
 
 
-def document(reports: Sequence[Report]) -> str:
-    """The whole page of one or several reports."""
+def document(reports: Sequence[Report], *, written: bool = False) -> str:
+    """The whole page of one or several reports. `written`: the edits of a fix are in the source."""
     style, script = Markup(variables() + asset("style.css")), Markup(asset("script.js"))
     title = f"{' '.join(plain_sign(r) for r in reports)} gradcheck: {', '.join(r.target for r in reports)}"
-    articles = [article(report, f"r{i}-", i, len(reports)) for i, report in enumerate(reports)]
+    articles = [article(report, f"r{i}-", i, len(reports), written) for i, report in enumerate(reports)]
     main = tag("main", _contents(reports) if len(reports) > 1 else None, articles, id="main")
     skip = tag("a", "skip to the report", href="#main", class_="skip")
     body = (skip, _bar(reports), main, tag("div", id="tip", aria_hidden="true", hidden=True), tag("script", script))
     return html_page(title, style, body, script, " img-src data:;", tag("meta", name="referrer", content="no-referrer"))
 
 
-def article(report: Report, prefix: str, index: int, count: int) -> Markup:
+def article(report: Report, prefix: str, index: int, count: int, written: bool = False) -> Markup:
     """One report: its sections, those without content left out."""
     layers = shown_layers(report.measurement)
     rows = columns(layers)
-    parts, first = _Sections(prefix, alone=count == 1), lead(report)
+    parts, first = _Sections(prefix, alone=count == 1), lead(report, written)
     led = first is not None and first.heading is not None
     if first is not None:
         parts.add(first.title, first.content if led else join(first.content, gauges(report)))
