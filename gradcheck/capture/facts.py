@@ -212,8 +212,6 @@ def undone(recorder: Recorder, watched: OptimizerTrace) -> float | None:
     return None if shared or len(watched.undone) < FEWEST_COMPARED else sum(watched.undone) / len(watched.undone)
 
 
-
-
 def _same_line(step: Step) -> list[BackwardPass]:
     """The passes of a step from the line that ran most of them."""
     places = Counter(p.place for p in step.passes)

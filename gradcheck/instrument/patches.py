@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch._C import _len_torch_function_stack
-from torch.overrides import TorchFunctionMode
-from torch.overrides import _pop_mode
-from torch.overrides import _push_mode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
 
