@@ -179,7 +179,7 @@ class StepWatch:
         self.before = _as_array(before)
         slopes = _as_array(downhill) if follows else None
         self.direction = slopes if step == 0 else None
-        self.along = self._along() if step == 0 and not several() else None
+        self.along = self._along() if step == 0 else None
         self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
         self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w, slopes)) is not None}
 
@@ -218,7 +218,7 @@ class StepWatch:
             return None
         sizes = [w.sampled().numel() for w in self.watched]
         scales = [_count(w.tensor) / max(1, size) for w, size in zip(self.watched, sizes, strict=True)]
-        return _sums(self.before * self.direction, sizes, scales)
+        return self._over_all_shards([_sums(self.before * self.direction, sizes, scales)])[0]
 
     def _pushed(self, i: int, w: Watched, slopes: Numbers | None) -> npt.NDArray[np.bool_] | None:
         """Parameters of half precision: which entries of the sample have a gradient."""
@@ -268,8 +268,12 @@ class StepWatch:
         scales = [_count(w.tensor) / max(1, size) if several() else 1 for w, size in zip(self.watched, sizes, strict=True)]
         counts = [self._unchanged(i, change) for i in range(len(sizes))]
         own = [_sums(np.square(change), sizes, scales), _sums(np.square(self.before), sizes, scales), *map(list, zip(*counts, strict=True))]
+        return self._over_all_shards(own)
+
+    def _over_all_shards(self, own: list[list[float]]) -> list[list[float]]:
+        """Sums of quantities for each parameter."""
         said = everyone(own)
-        for i in [i for i in range(len(sizes)) if self._is_sharded(i)]:
+        for i in [i for i in range(len(self.watched)) if self._is_sharded(i)]:
             for quantity, values in enumerate(own):
                 values[i] = math.fsum(s[quantity][i] for s in said)
         return own
