@@ -50,9 +50,12 @@ def _saw_nothing_inside(m: Measurement) -> bool:
 
 
 def takes_one_step(m: Measurement) -> bool:
-    """Whether the script ended by itself after one step, so that no loss of it was computed with changed weights."""
+    """Whether the script ended by itself after one step, so that no loss of it was computed with changed weights.
+
+    A loop that goes on clearing gradients without stepping, where the second loss is not finite, leaves out its steps for that reason.
+    """
     loop = m.loop
-    if loop is None or m.probe.live or loop.ended not in ("end", "exit"):
+    if loop is None or m.probe.live or loop.ended not in ("end", "exit") or (loop.skipped > 1 and m.probe.ended == "non-finite"):
         return False
     return loop.steps == loop.backwards == 1 and all(map(math.isfinite, loop.losses))
 

@@ -35,8 +35,9 @@ class Steps(LoopListener):
 
     def clears(self, optimizer: Optimizer) -> None:
         watched = self.recording.optimizers.get(id(optimizer))
-        if watched is not None and watched.clear_site is None:
-            watched.clear_site = here()
+        if watched is not None:
+            watched.skipped += not self.recording.busy
+            watched.clear_site = watched.clear_site or here()
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         recording = self.recording
@@ -109,6 +110,7 @@ class Steps(LoopListener):
             watched.live, watched.cleared = evaluated[:1], []
             self.log.note(watched)
         recording.averages.after_step()
+        watched.skipped = 0
         watched.note_weights(after=True)
         recording.busy -= 1
         recording.newest = None

@@ -23,6 +23,7 @@ class TracedOptimizer:
     base_rate: float | None = None
     step_site: Location | None = None
     clear_site: Location | None = None
+    skipped: int = 0  # times that gradients were cleared since its last step
     loops: tuple[Loop, ...] = ()  # around its first step
     schedulers: dict[Location | None, list[int]] = field(default_factory=dict)  # by place: of each that was made there, its steps
     made: int = 1
@@ -78,6 +79,7 @@ class TracedOptimizer:
             "schedule_made_site": place,
             "step_site": self.step_site,
             "clear_site": self.clear_site,
+            "skipped": self.skipped,
         }
 
 

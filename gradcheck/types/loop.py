@@ -242,6 +242,7 @@ class LoopFacts:
     lost: int | None = None  # steps whose gradients had been cleared between backward and step
     accumulated: int | None = None  # backward passes of one step from the same line, usually
     weight: float | None = None  # sum over these of the factor on the mean loss of each; None when that cannot be told
+    skipped: int = 0  # times that gradients were cleared after its last step
     dropped: int | None = None  # steps that lost part of their accumulated passes to a clearing in between
     clips: tuple[LoopClip, ...] | None = None
     scaler: LoopScaler | None = None

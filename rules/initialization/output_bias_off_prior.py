@@ -33,15 +33,15 @@ def output_bias_off_prior(m: Measurement, limits: Limits) -> Verdict:
     a rare class that is enough to make a detector diverge.
 
     ## How it is measured
-    The gain is log(classes) minus the entropy of the class frequencies over all batches of the scan: what the best
-    constant prediction saves. It is compared with how far the first loss lies below log(classes).
+    The gain is log(classes) minus the entropy of the class frequencies over all batches of the scan, times the weights of the
+    classes: what the best constant prediction saves. It is compared with how far the first loss lies below log(classes).
 
     ## Limits and their sources
     Advice when the gain is above `gain` 0.1 of log(classes) and less than `reached` 0.5 of it is there at the start. At least
     `labels` 64 labels and at most `most-classes` 100 classes are judged. Heuristics.
 
     ## When to ignore it
-    When a sampler or class weights balance the classes in the training.
+    When the losses of the samples are weighted by hand, so that the classes count alike.
 
     ## Example
     ```python
@@ -73,10 +73,12 @@ def output_bias_off_prior(m: Measurement, limits: Limits) -> Verdict:
         return []
     head = next((x for x in reversed(m.layers) if x.head), None)
     site: Location | None = head.site if head else call.site
+    share = percent(max(shares))
+    largest = f"the heaviest has {share} of the weight" if call.class_weights else f"the most frequent has {share}"
     return [
         found(
             "info",
-            f"the classes are imbalanced (the most frequent has {percent(max(shares))}), and the first loss is {number(call.value)}: "
+            f"the classes are imbalanced ({largest}), and the first loss is {number(call.value)}: "
             f"an output that starts at their frequencies has {number(level - gain)}, less by {percent(gain / level)} of log({len(shares)}) "
             f"(limit {percent(limits['gain'])}); the first steps learn only that",
             layers=(head.name,) if head else (),
@@ -97,9 +99,11 @@ def _frequencies(m: Measurement, call: LossCall, limits: Limits) -> Sequence[flo
         total = sum(labels.counts)
         dense = total > m.data.batches * m.data.batch_size
         if 2 <= labels.classes <= limits["most_classes"] and total >= limits["labels"] and not dense:
-            return [n / total for n in labels.counts]
+            weights = call.class_weights if len(call.class_weights) >= len(labels.counts) else (1.0,) * len(labels.counts)
+            weighted = [n * w for n, w in zip(labels.counts, weights, strict=False)]
+            return [n / sum(weighted) for n in weighted] if sum(weighted) > 0 else ()
     if call.function.startswith("binary_cross_entropy") and call.target_mean is not None and 0 < call.target_mean < 1:
-        whole = call.target_min == 0 and call.target_max == 1
+        whole = call.target_min == 0 and call.target_max == 1 and not call.class_weights
         single = len(call.target_shape) == 1 or call.target_shape[1:] == (1,)
         if whole and single and math.prod(call.target_shape) >= limits["labels"]:
             return [1 - call.target_mean, call.target_mean]

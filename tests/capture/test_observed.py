@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.capture.facts import FEWEST_COMPARED, changed, undone
+from gradcheck.capture.facts import FEWEST_COMPARED, Ending, changed, loop_facts, undone
 from gradcheck.capture.nodes import CHANGED, Owner, Ref, Weight, nodes_behind
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
@@ -43,6 +43,19 @@ def test_a_backward_pass_shows_what_the_loss_reaches() -> None:
     seen = training(backward=True)
     assert [p.used for p in seen.parameters] == [True, True]
     assert "reach" not in {n.what for n in seen.not_measured}
+
+
+def test_rounds_without_a_step_are_counted_from_the_last_step_on() -> None:
+    with record_sites() as sites, Recorder(sites, 4) as recorder:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for i in range(6):
+            optimizer.zero_grad()
+            loss = model(torch.full((3, 4), 1.0 if i < 2 else torch.nan)).sum()
+            if torch.isfinite(loss):
+                loss.backward()
+                optimizer.step()
+    assert loop_facts(recorder, recorder.watched(optimizer), Ending("end")).skipped == 4
 
 
 def test_what_came_before_a_step_is_not_walked_again() -> None:

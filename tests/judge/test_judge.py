@@ -259,10 +259,13 @@ def test_the_judge_changes_no_measurement():
         ({"steps": 2, "backwards": 2, "losses": (2.3, 2.3)}, "by the probe: it diverges", "error"),
         ({"backwards": 20}, "by the probe: it diverges", "error"),  # one step of LBFGS
         ({"losses": (math.nan,)}, "by the probe: it diverges", "error"),
+        ({"skipped": 1}, "by the probe: it diverges", "warning"),  # cleared once more, after its step
+        ({"skipped": 29}, "by the probe: it diverges", "error"),  # rounds of which the script leaves out the step
     ],
 )
 def test_what_more_steps_would_come_to_is_no_error_of_a_script_that_takes_one(facts, confirmed, severity):
-    m = measurement(loop=loop(**{"steps": 1, "backwards": 1, "losses": (2.3,), "ended": "end"} | facts))
+    facts = {"steps": 1, "backwards": 1, "losses": (2.3,), "ended": "end"} | facts
+    m = measurement(loop=loop(**facts), probe=run([2.3, math.nan], ended="non-finite"))
     (found,) = findings([rule_that([finding("error", confirmed=confirmed)], "A001", "faulty")], [m])
     assert found.severity == severity
     assert ("takes only one step" in found.message) == (severity == "warning") == (not found.confirmed)

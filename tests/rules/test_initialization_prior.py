@@ -41,6 +41,14 @@ def test_an_output_that_knows_the_frequencies_passes():
     assert findings(output_bias_off_prior, two_classes(5, 0.4)) == []
 
 
+def test_the_weights_of_the_classes_count():
+    call = loss_call(classes=2, value=math.log(2), uniform=math.log(2), class_weights=(0.1, 2.0))
+    assert findings(output_bias_off_prior, two_classes(5, losses=(call,))) == []
+    f = only(output_bias_off_prior, two_classes(100, losses=(call,)))
+    assert "the heaviest has 95 % of the weight" in f.message
+    assert no_verdict(output_bias_off_prior, binary(0.05, class_weights=(19.0,))) == "not-applicable"
+
+
 def test_the_remedy_writes_the_bias_out():
     f = only(output_bias_off_prior, two_classes(25, negative=75))
     assert f.severity == "info" and f.remedies[0].text.endswith("-0.288, -1.39") and f.layers == ("fc2",)
