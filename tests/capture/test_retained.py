@@ -48,12 +48,20 @@ class Trainer:
 trainer = Trainer()
 for rows in torch.arange(256).split(16): trainer.step(rows)
 """
+METERS = """
+class Meter:
+    def __init__(self): self.sum, self.n = 0, 0
+    def update(self, value, n=1): self.sum, self.n = self.sum + value * n, self.n + n
+meters = {"train": Meter()}
+"""
 KEEPERS = {
     "a sum": (LOOP.replace("AFTER", "total += loss"), "total", "loss"),
     "a sum again in each epoch": (LOOP.replace("BEFORE", "total = 0").replace("AFTER", "total = total + loss"), "total", "loss"),
     "a list": (LOOP.replace("AFTER", "losses.append(loss)"), "losses", "loss"),
     "an item": (LOOP.replace("AFTER", "stats['loss'] += loss"), "stats", "loss"),
     "an attribute": (OWN_CLASS, "self.total", "loss * len(rows)"),
+    "a meter": (METERS + LOOP.replace("AFTER", "meters['train'].update(loss, len(rows))"), "meters", "loss"),
+    "a list of pairs": (LOOP.replace("AFTER", "losses.append((epoch, loss))"), "losses", "loss"),
     "a running mean": (
         LOOP.replace("AFTER", "average = loss if average is None else 0.9 * average + 0.1 * loss"),
         "average",
