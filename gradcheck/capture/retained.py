@@ -123,7 +123,7 @@ def _nodes(start: Any, most: int) -> Iterator[Any]:
 
 
 def _marks(value: Any, depth: int = 0) -> set[int]:
-    """Losses whose graphs a value keeps: a tensor, all items of a list, or the one that keeps most in a dict or an object, such as a meter."""
+    """Losses whose graphs a value keeps: a tensor, all items of a list, or what keeps most in a dict or an object, such as a meter."""
     if isinstance(value, torch.Tensor):
         found = _nodes(value.grad_fn, WALKED) if value.grad_fn is not None else ()
         return {id(node.metadata[_KEY]) for node in found if _KEY in node.metadata}

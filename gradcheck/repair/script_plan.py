@@ -43,7 +43,7 @@ def _merged(outcome: Outcome, tried: dict[ScriptFix, Outcome], trials: ScriptTri
     shown = _told(edit, tried[edit], trials)
     if shown.status == "kept":
         return replace(outcome, status="kept", reason=shown.reason, diff=shown.diff, cured=outcome.cured or shown.cured)
-    return shown if outcome.status == "kept" or shown.status != "inapplicable" else outcome
+    return shown if outcome.status in ("kept", "not-needed") or shown.status != "inapplicable" else outcome
 
 
 def _told(edit: ScriptFix, outcome: Outcome, trials: ScriptTrials) -> Outcome:
