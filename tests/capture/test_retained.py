@@ -151,3 +151,12 @@ def test_loops_that_keep_none(text: str, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     assert seen(textwrap.dedent(text)).steps == 0
+
+
+def test_two_trainings_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = "model, opt = nn.Linear(8, 3), None\nopt = torch.optim.Adam(model.parameters())\n"
+    Path("train.py").write_text(HEAD + HEALTHY["nothing kept"].replace("BEFORE", "pass") + again + "for i in range(3): step(i)\n")
+    spec = ScriptSpec("train.py", quiet=True)
+    with captured(spec) as run:
+        assert [t.name for t in trainings_of(run, spec)] == ["train.py (opt)", "train.py (opt 2)"]
