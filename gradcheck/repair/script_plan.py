@@ -28,10 +28,12 @@ def outcomes_of(report: Report, copies: Verified | None, mended: Mended, trials:
     found = [_merged(o, tried, trials) for o in copies.outcomes] if copies is not None else []
     known = [signature([o.prescription]) for o in found]
     found += [_told(e, o, trials) for e, o in tried.items() if signature([e.fix]) not in known]
-    if copies is None:
-        found += refused(fixes_for(faulty(report), report.measurement, CATALOGUE), unsafe)
     after = trials.state.run.report_of(report.target)
-    said = advice(report.findings, report.measurement, CATALOGUE, severities(after))
+    now = severities(after)
+    if copies is None:
+        ill = [f for f in faulty(report) if f.code in now or f.code not in looked_at(after)]
+        found += refused(fixes_for(ill, report.measurement, CATALOGUE), unsafe)
+    said = advice(report.findings, report.measurement, CATALOGUE, now)
     return (*mended.of(report.target), *sorted(found, key=lambda o: o.status != "kept"), *said)
 
 
