@@ -112,9 +112,9 @@ class Layout:
 
 
 def first_given(nodes: Sequence[Node]) -> Constant | None:
-    """The first constant that a module is called with, or, without a module, a function: the data."""
-    calls = sorted(nodes, key=lambda n: n.call is not None)
-    return next((x for n in calls for x in n.inputs() if isinstance(x, Constant) and x.value.dim()), None)
+    """The first constant that a module is called with, or, without a module, a function, best one whose rows are known to be samples."""
+    given = [(n.call is not None, x) for n in nodes for x in n.inputs() if isinstance(x, Constant) and x.value.dim()]
+    return min(given, key=lambda g: (g[0], g[0] and _stacked(g[1]) is None), default=(True, None))[1]
 
 
 def _handed_in(nodes: Sequence[Node]) -> Iterator[tuple[Node, torch.Tensor]]:

@@ -8,7 +8,7 @@ import ast
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,7 @@ NODE = 450  # bytes of a node of the graph after its backward pass. Measured: gr
 FRAMES = 30  # up the stack
 WALKED = 2000  # nodes from a variable's tensor that are looked at
 ITEMS = 64  # of a container, from its end
+DEPTH = 4  # containers and objects in one another: a logger's dict of meters with a sum each
 _KEY = "gradcheck"
 _ADDING = frozenset(("append", "extend", "add", "update", "appendleft"))
 
@@ -121,18 +122,17 @@ def _nodes(start: Any, most: int) -> Iterator[Any]:
                 pending.append(behind)
 
 
-def _marks(value: Any) -> int:
-    """Of how many losses a value keeps graphs."""
-    if isinstance(value, dict):
-        return max((_marks(v) for v in list(value.values())[:ITEMS]), default=0)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return len({id(m) for item in list(value)[-ITEMS:] for m in _held(item)})
-    return len({id(m) for m in _held(value)})
-
-
-def _held(value: Any) -> Iterator[_Mark]:
-    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-        yield from (node.metadata[_KEY] for node in _nodes(value.grad_fn, WALKED) if _KEY in node.metadata)
+def _marks(value: Any, depth: int = 0) -> set[int]:
+    """Losses whose graphs a value keeps: a tensor, all items of a list, or what keeps most in a dict or an object, such as a meter."""
+    if isinstance(value, torch.Tensor):
+        found = _nodes(value.grad_fn, WALKED) if value.grad_fn is not None else ()
+        return {id(node.metadata[_KEY]) for node in found if _KEY in node.metadata}
+    if not depth or isinstance(value, (str, bytes, type, ModuleType, FunctionType)):
+        return set()
+    if isinstance(value, Sequence):
+        return set[int]().union(*(_marks(item, depth - 1) for item in list(value)[-ITEMS:]))
+    inside = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return max((_marks(x, depth - 1) for x in list(inside.values())[:ITEMS]), key=len, default=set())
 
 
 def _keeper(frame: FrameType | None) -> tuple[str, Location | None]:
@@ -141,40 +141,55 @@ def _keeper(frame: FrameType | None) -> tuple[str, Location | None]:
         if frame is None:
             break
         if origin_of(frame.f_code.co_filename) == "user":
-            for name, value in _variables(frame):
-                if _marks(value) >= KEPT // 2:
-                    return name, _added(frame.f_code.co_filename, name)
+            for depth in range(DEPTH):
+                for name, value in _variables(frame):
+                    if len(_marks(value, depth)) >= KEPT // 2:
+                        return name, _added(frame, name)
         frame = frame.f_back
     return "", None
 
 
 def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
     for name, value in list(frame.f_locals.items()):
-        yield name, value
         if name == "self":
             yield from ((f"self.{key}", x) for key, x in vars(value).items()) if hasattr(value, "__dict__") else ()
+        else:
+            yield name, value
 
 
-def _added(file: str, name: str) -> Location | None:
-    """What a file adds to a variable: `total += loss`, `total = total + loss`, `losses.append(loss)`."""
+def _added(frame: FrameType, name: str) -> Location | None:
+    """What a file adds to a variable: `total += loss`, `total = total + loss`, `losses.append(loss)`, `meter.update(loss, n)`."""
+    file, variables = frame.f_code.co_filename, frame.f_locals
     tree = parsed(file)
     for node in ast.walk(tree) if tree is not None else ():
-        value = _value(node, name)
-        if value is not None:
-            return expression_at(file, value)
+        given, plain = _given(node, name)
+        graphs = [x for x in given if isinstance(x, ast.Name) and getattr(variables.get(x.id), "grad_fn", None) is not None]
+        if len(graphs) == 1 or (plain and len(given) == 1):
+            return expression_at(file, (graphs or given)[0])
     return None
 
 
-def _value(node: ast.AST, name: str) -> ast.expr | None:
+def _given(node: ast.AST, name: str) -> tuple[list[ast.expr], bool]:
+    """What a variable is given, and whether it is kept for certain."""
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add) and _root(node.target) == name:
-        return node.value
+        return list(_items(node.value)), True
     if isinstance(node, ast.Assign) and [_root(t) for t in node.targets] == [name] and isinstance(node.value, ast.BinOp):
-        sides = (node.value.left, node.value.right)
-        others = [x for x in sides if _root(x) != name]
-        return others[0] if len(others) == 1 else None
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _ADDING and len(node.args) == 1:
-        return node.args[0] if _root(node.func.value) == name else None
-    return None
+        return [x for x in (node.value.left, node.value.right) if _root(x) != name], True
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        root = _root(node.func.value)
+        if root == name or root.startswith(f"{name}."):
+            values = (*node.args, *(k.value for k in node.keywords))
+            return [x for value in values for x in _items(value)], node.func.attr in _ADDING
+    return [], False
+
+
+def _items(node: ast.expr) -> Iterator[ast.expr]:
+    """The parts of a literal `[epoch, loss]`, `{"loss": loss}`."""
+    if isinstance(node, (ast.List, ast.Tuple, ast.Dict)):
+        for part in node.values if isinstance(node, ast.Dict) else node.elts:
+            yield from _items(part)
+    else:
+        yield node
 
 
 def _root(node: ast.expr) -> str:

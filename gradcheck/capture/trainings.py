@@ -195,7 +195,7 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     if not recorder.backwards and not failed and not any(w.steps for w in recorder.optimizers.values()):
         raise nothing_seen(capture, spec)
     chosen = _chosen(recorder)
-    found = [_training(capture, spec, w, len(chosen)) for w in chosen]
+    found = [_training(capture, spec, w, name) for w, name in zip(chosen, _names(spec, chosen), strict=True)]
     for training in found:
         training.brief = training.loop.steps < FEWEST_STEPS and training.loop.steps < taken_alike(recorder.optimizers.values())
     for training in found if len(found) > 1 else ():
@@ -249,13 +249,21 @@ def _first_of_their_kind(stepped: Sequence[OptimizerTrace]) -> list[OptimizerTra
     return [w for w in stepped if w in kept]
 
 
-def _training(capture: Capture, spec: ScriptSpec, watched: OptimizerTrace | None, count: int) -> Training:
+def _names(spec: ScriptSpec, chosen: Sequence[OptimizerTrace | None]) -> list[str]:
+    """The target; with several optimizers the variable of each, and a number from the second on that is called so."""
+    if len(chosen) < 2:
+        return [spec.target]
+    labels = [w.label or type(w.optimizer).__name__ if w is not None else "" for w in chosen]
+    alike = [labels[: i + 1].count(label) for i, label in enumerate(labels)]
+    return [f"{spec.target} ({label}{f' {n}' if n > 1 else ''})" for label, n in zip(labels, alike, strict=True)]
+
+
+def _training(capture: Capture, spec: ScriptSpec, watched: OptimizerTrace | None, name: str) -> Training:
     recorder = capture.recorder
     if watched is not None:
         watched.claim_near()
-    name = f"{spec.target} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.target
     loop = loop_facts(recorder, watched, capture.ending)
-    training = Training(name, recorder, watched, loop, capture.files, several=count > 1)
+    training = Training(name, recorder, watched, loop, capture.files, several=name != spec.target)
     command = shlex.join(["python", spec.path, *spec.arguments])
     training.blind = replace(REPEATED, remedy=f"`gradcheck watch -- {command}` judges the training as it runs, and repeats nothing")
     try:

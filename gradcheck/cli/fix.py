@@ -167,7 +167,8 @@ def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:
         if fixed.why_no_source:
             print(f"no edits: {fixed.why_no_source}", file=sys.stderr)
         elif not fixed.outcomes:
-            print(f"fix: nothing was tried: {_why_nothing(fixed.report)}", file=sys.stderr)
+            which = f" for {fixed.report.target}" if len(treated) > 1 else ""
+            print(f"fix: nothing was tried{which}: {_why_nothing(fixed.report)}", file=sys.stderr)
         elif written and (fixed.source is None or not fixed.source.drafts) and fixed is treated[-1]:
             print(f"fix: nothing was written: {tail(fixed.report)}", file=sys.stderr)
         if written and fixed.source is not None and fixed.source.done:

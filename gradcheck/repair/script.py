@@ -137,12 +137,14 @@ class _Work:
         return Fixed(None, replace(report, outcomes=outcomes, proof=proof), after, source, interrupted=interrupted)
 
     def _untried(self, now: ScriptRun) -> list[ScriptFix]:
-        """Remedies that findings ask for and that could not be tried on a copy."""
+        """Remedies that findings ask for and that could not be tried on a copy, or that others made needless there."""
         found = []
         for report in now.reports:
             done = self.repaired.get(report.target)
             if done is not None:
-                found += [ScriptFix(report.target, o.prescription) for o in done.verified.outcomes if o.status == "inapplicable"]
+                found += [
+                    ScriptFix(report.target, o.prescription) for o in done.verified.outcomes if o.status in ("inapplicable", "not-needed")
+                ]
                 continue
             roots = [f for f in faulty(report) if f.cause is None] or list(faulty(report))
             wishes = allowed(fixes_for(roots, report.measurement, CATALOGUE), self.options.unsafe)

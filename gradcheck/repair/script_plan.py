@@ -28,10 +28,12 @@ def outcomes_of(report: Report, copies: Verified | None, mended: Mended, trials:
     found = [_merged(o, tried, trials) for o in copies.outcomes] if copies is not None else []
     known = [signature([o.prescription]) for o in found]
     found += [_told(e, o, trials) for e, o in tried.items() if signature([e.fix]) not in known]
-    if copies is None:
-        found += refused(fixes_for(faulty(report), report.measurement, CATALOGUE), unsafe)
     after = trials.state.run.report_of(report.target)
-    said = advice(report.findings, report.measurement, CATALOGUE, severities(after))
+    now = severities(after)
+    if copies is None:
+        ill = [f for f in faulty(report) if f.code in now or f.code not in looked_at(after)]
+        found += refused(fixes_for(ill, report.measurement, CATALOGUE), unsafe)
+    said = advice(report.findings, report.measurement, CATALOGUE, now)
     return (*mended.of(report.target), *sorted(found, key=lambda o: o.status != "kept"), *said)
 
 
@@ -43,7 +45,7 @@ def _merged(outcome: Outcome, tried: dict[ScriptFix, Outcome], trials: ScriptTri
     shown = _told(edit, tried[edit], trials)
     if shown.status == "kept":
         return replace(outcome, status="kept", reason=shown.reason, diff=shown.diff, cured=outcome.cured or shown.cured)
-    return shown if outcome.status == "kept" or shown.status != "inapplicable" else outcome
+    return shown if outcome.status in ("kept", "not-needed") or shown.status != "inapplicable" else outcome
 
 
 def _told(edit: ScriptFix, outcome: Outcome, trials: ScriptTrials) -> Outcome:

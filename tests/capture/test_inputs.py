@@ -190,3 +190,16 @@ def test_what_translates_numbers_is_no_data_to_choose_from(index, rows):
     (watched,) = recorder.optimizers.values()
     batches = loop_facts(recorder, watched, Ending("end")).batches
     assert batches is not None and batches.available == rows
+
+
+def test_without_a_module_the_rows_that_were_picked_are_the_data():
+    def loop() -> list[Any]:
+        below, table, weight = torch.ones(5, 5).tril(), torch.randn(32, 5), nn.Parameter(torch.randn(5, 5))
+        optimizer = torch.optim.SGD([weight], 0.1)
+        for rows in torch.randperm(32).split(8):
+            (table[rows] @ (weight * below)).square().mean().backward()
+            optimizer.step()
+        return []
+
+    (workload,) = workloads(recorded(loop)[0])
+    assert [tuple(x.shape) for x in workload.batches[0][:-1]] == [(8, 5)]

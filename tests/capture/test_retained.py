@@ -48,12 +48,20 @@ class Trainer:
 trainer = Trainer()
 for rows in torch.arange(256).split(16): trainer.step(rows)
 """
+METERS = """
+class Meter:
+    def __init__(self): self.sum, self.n = 0, 0
+    def update(self, value, n=1): self.sum, self.n = self.sum + value * n, self.n + n
+meters = {"train": Meter()}
+"""
 KEEPERS = {
     "a sum": (LOOP.replace("AFTER", "total += loss"), "total", "loss"),
     "a sum again in each epoch": (LOOP.replace("BEFORE", "total = 0").replace("AFTER", "total = total + loss"), "total", "loss"),
     "a list": (LOOP.replace("AFTER", "losses.append(loss)"), "losses", "loss"),
     "an item": (LOOP.replace("AFTER", "stats['loss'] += loss"), "stats", "loss"),
     "an attribute": (OWN_CLASS, "self.total", "loss * len(rows)"),
+    "a meter": (METERS + LOOP.replace("AFTER", "meters['train'].update(loss, len(rows))"), "meters", "loss"),
+    "a list of pairs": (LOOP.replace("AFTER", "losses.append((epoch, loss))"), "losses", "loss"),
     "a running mean": (
         LOOP.replace("AFTER", "average = loss if average is None else 0.9 * average + 0.1 * loss"),
         "average",
@@ -143,3 +151,12 @@ def test_loops_that_keep_none(text: str, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     assert seen(textwrap.dedent(text)).steps == 0
+
+
+def test_two_trainings_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = "model, opt = nn.Linear(8, 3), None\nopt = torch.optim.Adam(model.parameters())\n"
+    Path("train.py").write_text(HEAD + HEALTHY["nothing kept"].replace("BEFORE", "pass") + again + "for i in range(3): step(i)\n")
+    spec = ScriptSpec("train.py", quiet=True)
+    with captured(spec) as run:
+        assert [t.name for t in trainings_of(run, spec)] == ["train.py (opt)", "train.py (opt 2)"]

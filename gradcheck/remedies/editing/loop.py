@@ -14,9 +14,11 @@ Loop = ast.For | ast.While
 CLIPPING = ("clip_grad_norm_", "clip_grad_value_")
 
 
-def call_of(context: Context, place: Location | None, names: tuple[str, ...], what: str) -> tuple[Draft, ast.Call]:
-    """A call of the loop, which is the user's own code. Raises Unwritable when a package makes it."""
-    if place is None or place.detail is not None:
+def call_of(
+    context: Context, place: Location | None, names: tuple[str, ...], what: str, *, wrapped: bool = False
+) -> tuple[Draft, ast.Call]:
+    """A call of the loop, which is the user's own code. Raises Unwritable when a package makes it; `wrapped`: other than by wrapping it."""
+    if place is None or (place.detail is not None and not wrapped):
         raise Unwritable(f"{what} is not written in your files")
     draft, call = context.call_at(place, what)
     if called(call) not in names:

@@ -5,9 +5,9 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.loop import CLIPPING, call_of, calls, code_of, owner_of, parameters, plain, preceding
-from gradcheck.remedies.editing.nodes import closed, every, scope_of
-from gradcheck.remedies.editing.statements import insert_after, insert_before, remove_statement
-from gradcheck.remedies.loop.write_steps import backward_of, loop_of, optimizer_of, step_of
+from gradcheck.remedies.editing.nodes import closed, every, scope_of, statement_of
+from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
+from gradcheck.remedies.loop.write_steps import backward_of, loop_of, optimizer_of, step_of, updated_by_hand
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopClip
@@ -35,10 +35,24 @@ def clipping(p: Fix, context: Context) -> None:
 
 
 def _before_step(context: Context, clip: LoopClip) -> None:
-    draft, call, step = _beside_step(context, clip.site)
+    step: ast.expr | ast.stmt
+    if loop_of(context).by_hand:
+        draft, call = call_of(context, clip.site, CLIPPING, "the clipping")
+        step = _update_by_hand(draft, call)
+    else:
+        draft, call, step = _beside_step(context, clip.site)
     statement = plain(draft, call)
     insert_before(draft, step, code_of(draft, statement))
     remove_statement(draft, statement)
+
+
+def _update_by_hand(draft: Draft, call: ast.Call) -> ast.stmt:
+    """The first statement beside the call that is `w -= rate * w.grad`, or a loop of those."""
+    found = (one for one in block_of(draft, statement_of(draft, call)) if any(map(updated_by_hand, every(one, ast.stmt))))
+    first = next(found, None)
+    if first is None:
+        raise draft.refusal(call, "it does not stand beside the update, which is written by hand")
+    return first
 
 
 def _beside_step(context: Context, site: Location | None) -> tuple[Draft, ast.Call, ast.Call]:

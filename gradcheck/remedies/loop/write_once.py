@@ -15,6 +15,7 @@ from gradcheck.remedies.editing.nodes import (
     closed,
     dotted,
     every,
+    function_of,
     in_place_of,
     names_in,
     own,
@@ -31,7 +32,7 @@ from gradcheck.types.fix import Fix
 
 def keep(p: Fix, context: Context) -> None:
     """`optimizer = Adam(model.parameters())` moves before the outermost loop that changes nothing it is made from."""
-    draft, call = context.call_at(p.location)
+    draft, call = _asked(context, *context.call_at(p.location))
     statement = plain(draft, call)
     if not isinstance(statement, ast.Assign):
         raise draft.refusal(call, "what is made gets no name")
@@ -43,12 +44,27 @@ def keep(p: Fix, context: Context) -> None:
             break
         outer = loop
     if outer is None:
-        raise draft.refusal(call, "it is made from what changes in the loop, or in a function that is called from it")
+        raise draft.refusal(call, "it is made from what changes in the loop")
     others = [n for n in every(outer, ast.Assign) if n is not statement and made & names_in(*n.targets)]
     if others:
         raise draft.refusal(others[0], "the loop gives the name to something else as well")
     insert_before(draft, outer, code_of(draft, statement))
     remove_statement(draft, statement)
+
+
+def _asked(context: Context, draft: Draft, call: ast.Call) -> tuple[Draft, ast.Call]:
+    """Where a function makes and returns it: the one call of that function that stands in a loop."""
+    maker, statement = function_of(draft, call), statement_of(draft, call)
+    if loops(draft, call) or maker is None:
+        return draft, call
+    made = names_in(*statement.targets) if isinstance(statement, ast.Assign) else set[str]()
+    returned = [n.value for n in own(maker) if isinstance(n, ast.Return)]
+    if all(value is call or dotted(value) in made for value in returned if value is not None) and any(returned):
+        found = [(d, c) for d, c in context.calls(maker.name) if loops(d, c)]
+        if len(found) == 1:
+            return found[0]
+    why = f"each call of {maker.name}() makes it: make it once, before the loop, and hand it to what the loop calls"
+    raise draft.refusal(call, why)
 
 
 def _bound(loop: Loop) -> set[str]:
@@ -138,7 +154,11 @@ def _whole(draft: Draft, node: ast.expr) -> ast.expr:
 
 def let_go(p: Fix, context: Context) -> None:
     """`total += loss` becomes `total += loss.detach()`."""
-    draft, node = context.at(p.location)
+    kept = loop_of(context).retained
+    if kept is None or kept.site is None:
+        keeper = kept.name if kept is not None else ""
+        raise Unwritable(f"what is put into {keeper} is not known" if keeper else "the variable that keeps the losses was not found")
+    draft, node = context.at(kept.site)
     draft.replace(node, f"{closed(draft, node)}.detach()")
 
 

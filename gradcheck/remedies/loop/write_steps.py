@@ -23,11 +23,12 @@ def loop_of(context: Context) -> LoopFacts:
 
 
 def step_of(context: Context) -> tuple[Draft, ast.Call]:
-    return call_of(context, loop_of(context).step_site, ("step",), "the optimizer's step")
+    return call_of(context, loop_of(context).step_site, ("step",), "the optimizer's step", wrapped=True)
 
 
-def backward_of(context: Context) -> tuple[Draft, ast.Call]:
-    return call_of(context, loop_of(context).backward_site, ("backward",), "the backward pass")
+def backward_of(context: Context, *, wrapped: bool = False) -> tuple[Draft, ast.Call]:
+    """`wrapped`: also `accelerator.backward(loss)`, where only its place matters."""
+    return call_of(context, loop_of(context).backward_site, ("backward",), "the backward pass", wrapped=wrapped)
 
 
 def optimizer_of(draft: Draft, step: ast.Call, loop: LoopFacts) -> str:
@@ -64,7 +65,7 @@ def _clear_each_step(context: Context) -> None:
     if first is not None:
         insert_before(draft, first, f"{name}.zero_grad()")
     elif step.args and owner_of(step) == name:  # with a closure, whose first statement clears
-        _, backward = backward_of(context)
+        _, backward = backward_of(context, wrapped=True)
         insert_before(draft, backward, f"{name}.zero_grad()")
     else:
         insert_after(draft, step_end(draft, step), f"{name}.zero_grad()")
@@ -78,14 +79,14 @@ def _clear_by_hand(context: Context, site: Location | None) -> bool:
         return False
     around = [s for s in every(draft.tree, ast.stmt) if draft.span(s)[0] <= span[0] and span[1] <= draft.span(s)[1]]
     update = min(around, key=lambda s: draft.span(s)[1] - draft.span(s)[0], default=None)
-    if update is None or not _updated_by_hand(update):
+    if update is None or not updated_by_hand(update):
         return False
-    for statement in [s for s in block_of(draft, update) if _updated_by_hand(s)]:
-        insert_after(draft, statement, f"{_updated_by_hand(statement)}.grad = None")
+    for statement in [s for s in block_of(draft, update) if updated_by_hand(s)]:
+        insert_after(draft, statement, f"{updated_by_hand(statement)}.grad = None")
     return True
 
 
-def _updated_by_hand(statement: ast.stmt) -> str:
+def updated_by_hand(statement: ast.stmt) -> str:
     """The name of `w` in `w -= rate * w.grad`, `w.data.sub_(rate * w.grad)` and the like; "" for any other statement."""
     if not isinstance(statement, (ast.AugAssign, ast.Expr, ast.Assign)):
         return ""
@@ -114,7 +115,7 @@ def _called(draft: Draft, node: ast.AST, method: str) -> bool:
 
 def _first_backward(context: Context, draft: Draft, step: ast.Call) -> ast.stmt | None:
     """The first statement with a backward pass that leads to the step, in the step's own block; None where there is none."""
-    home, backward = backward_of(context)
+    home, backward = backward_of(context, wrapped=True)
     shared = common(draft, step, backward) if home is draft else None
     if shared is None:
         return None
@@ -141,7 +142,7 @@ def step_end(draft: Draft, step: ast.Call) -> ast.stmt:
 def _clear_earlier(context: Context) -> None:
     """Clearing between backward pass and step goes before the backward pass, unless it is cleared there too."""
     draft, step = step_of(context)
-    _, backward = backward_of(context)
+    _, backward = backward_of(context, wrapped=True)
     shared = common(draft, step, backward)
     if shared is None:
         raise draft.refusal(step, "backward pass and step are not in one function")
@@ -156,7 +157,7 @@ def _clear_earlier(context: Context) -> None:
     if dotted(between[0].func) not in before:
         draft, step = step_of(context)
         first = _first_backward(context, draft, step)
-        insert_before(draft, first if first is not None else backward_of(context)[1], text)
+        insert_before(draft, first if first is not None else backward_of(context, wrapped=True)[1], text)
 
 
 def _between(draft: Draft, backward: ast.Call, clearing: ast.Call, step: ast.Call) -> bool:
@@ -166,7 +167,7 @@ def _between(draft: Draft, backward: ast.Call, clearing: ast.Call, step: ast.Cal
 def _clear_after_step(context: Context) -> None:
     """Clearing with each accumulated pass becomes clearing after the step."""
     loop = loop_of(context)
-    draft, clearing = call_of(context, loop.clear_site, CLEARING, "where gradients are cleared")
+    draft, clearing = call_of(context, loop.clear_site, CLEARING, "where gradients are cleared", wrapped=True)
     moved = plain(draft, clearing)
     home, step = step_of(context)
     if home is not draft or scope_of(draft, clearing) is not scope_of(draft, step):

@@ -14,7 +14,8 @@ def attention(p: Fix, context: Context) -> None:
     draft, call = context.call_at(p.location)
     if called(call) != "scaled_dot_product_attention":
         raise draft.refusal(call, "it is not written there how the attention is called")
-    if argument(call, "attn_mask", 3) is not None:
+    mask = argument(call, "attn_mask", 3)
+    if mask is not None and not (isinstance(mask, ast.Constant) and mask.value is None):
         raise draft.refusal(call, "it has a mask, which takes no is_causal beside it")
     set_argument(draft, call, "is_causal", "True", 5)
 

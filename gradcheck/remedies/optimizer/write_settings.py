@@ -228,6 +228,8 @@ def with_name(context: Context, line: str) -> None:
 def created(context: Context) -> tuple[Draft, ast.Call]:
     if not context.measurement.optimizer.given:
         raise Unwritable("the source creates no optimizer: gradcheck assumed one")
+    if context.measurement.loop is not None and context.measurement.loop.by_hand:
+        raise Unwritable("the weights are updated by hand: there is no optimizer to set")
     return context.call_at(context.measurement.optimizer.site, "the optimizer")
 
 

@@ -341,6 +341,30 @@ LOOPS = {
                         p.grad = None
         """,
     ),
+    "clipped behind an update by hand": (
+        """
+        net = nn.Linear(8, 4)
+        for _ in range(4):
+            for x, y in loader:
+                net.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                with torch.no_grad():
+                    for p in net.parameters():
+                        p -= 0.05 * p.grad
+                nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        """,
+        """
+        net = nn.Linear(8, 4)
+        for _ in range(4):
+            for x, y in loader:
+                net.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+                with torch.no_grad():
+                    for p in net.parameters():
+                        p -= 0.05 * p.grad
+        """,
+    ),
     "a loss that is made again": (
         """
         for _ in range(4):

@@ -81,3 +81,8 @@ def test_a_cyclic_schedule_is_left() -> None:
 def test_an_assumed_optimizer_is_left() -> None:
     sheet = created("torch.optim.SGD(model.parameters(), lr=0.1)").having(optimizer=literals.optimizer("SGD", given=False))
     assert "assumed" in sheet.refused(PLAIN)
+
+
+def test_an_update_by_hand_gets_no_setting() -> None:
+    sheet = created("w.data.add_(w.grad, alpha=-0.1)").having(loop=literals.loop(by_hand=True))
+    assert "updated by hand" in sheet.refused(fix("lower-learning-rate", lr=0.01))

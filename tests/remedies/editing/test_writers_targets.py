@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
+from tests import literals
 from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 
@@ -93,3 +95,37 @@ def test_adapters_are_scaled_by_the_root_of_their_rank() -> None:
 
 def test_adapters_that_are_made_elsewhere() -> None:
     assert "0 calls of LoraConfig" in Sheet("import torch\n").refused(fix("rank-stabilised-scale"))
+
+
+ATTENTION = "F.scaled_dot_product_attention(q, k, v, attn_mask=MASK)"
+
+
+def test_attention_without_a_mask_becomes_causal() -> None:
+    written = Sheet(f"{HEAD}def attend(q, k, v, pad):\n    return {ATTENTION.replace('MASK', 'None')}\n")
+    wanted = fix("causal-attention", location=written.at("F.scaled_dot_product_attention(q, k, v, attn_mask=None)"))
+    assert written.edited(wanted) == written.text.replace("attn_mask=None", "attn_mask=None, is_causal=True")
+    masked = Sheet(f"{HEAD}def attend(q, k, v, pad):\n    return {ATTENTION.replace('MASK', 'pad')}\n")
+    assert "it has a mask" in masked.refused(fix("causal-attention", location=masked.at(ATTENTION.replace("MASK", "pad"))))
+
+
+MAKER = f"{HEAD}def make(net):\n    found = torch.optim.Adam(net.parameters())\n    return found\nnet = nn.Linear(2, 1)\n"
+
+
+def test_an_optimizer_that_a_function_makes_is_made_once() -> None:
+    written = Sheet(f"{MAKER}for x in data:\n    opt = make(net)\n    step(opt, x)\n")
+    wanted = fix("keep-optimizer", location=written.at("torch.optim.Adam(net.parameters())"))
+    assert written.edited(wanted) == f"{MAKER}opt = make(net)\nfor x in data:\n    step(opt, x)\n"
+    hidden = Sheet(f"{MAKER}def step(x):\n    opt = make(net)\nfor x in data:\n    step(x)\n")
+    assert "each call of make() makes it" in hidden.refused(wanted)
+
+
+WRAPPED = {"step_site": "opt.step()", "backward_site": "scaled.backward(loss(x))", "clear_site": "opt.zero_grad()"}
+
+
+def test_a_step_that_a_package_wraps_is_the_one_of_the_script() -> None:
+    written = Sheet(f"{HEAD}for x in data:\n    scaled.backward(loss(x))\n    opt.zero_grad()\n    opt.step()\n")
+    sites = {name: replace(written.at(call), detail="wrapper.py:9:1") for name, call in WRAPPED.items()}
+    written.having(loop=literals.loop(lost=40, leftover=0, **sites))
+    moved = written.text.replace("    opt.zero_grad()\n", "").replace("    scaled", "    opt.zero_grad()\n    scaled")
+    assert written.edited(fix("clear-gradients")) == moved
+    assert "not written in your files" in written.refused(fix("scale-loss"))
