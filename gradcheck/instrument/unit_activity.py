@@ -78,7 +78,7 @@ def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
     y = output.detach().reshape(-1)
     y = y[:: spread(len(y), SAMPLE)].float()
     if y.is_cpu:  # numpy's calls take a fraction of the time of torch's
-        return torch.tensor(np.float32(np.count_nonzero(_flat(y.numpy(), function))) / np.float32(len(y)))
+        return torch.tensor(np.float32(np.count_nonzero(_flat(y.numpy(), function))) / np.float32(len(y)), device="cpu")
     return _flat(y, function).float().mean()
 
 

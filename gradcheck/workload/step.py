@@ -26,6 +26,8 @@ def first_tensor(output: Any) -> torch.Tensor:
             f"the model returns {type(output).__name__} without a floating-point tensor",
             hint="define compute_loss(model, batch) in the file, or pass training_step=, to say how its loss is computed",
         )
+    if found.is_nested and found.layout is torch.strided:
+        raise TargetError("the model returns a nested tensor, which has no shape", hint="return it padded: torch.nested.to_padded_tensor")
     return found
 
 

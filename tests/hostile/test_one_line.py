@@ -189,7 +189,7 @@ def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:
         "class M(nn.Linear):\n    def __hash__(self):\n        raise TypeError('no')\ndef build_model():\n    return M(8, 4)\n",
         "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
         "        except AttributeError:\n            raise RuntimeError(name) from None\ndef build_model():\n    return M(8, 4)\n",
-        "class M(nn.Linear):\n    def forward(self, x):\n        return torch.nested.nested_tensor([super().forward(r) for r in x])\n"
+        "class M(nn.Linear):\n    def forward(self, x):\n        return torch.nested.nested_tensor(list(super().forward(x)))\n"
         "def build_model():\n    return M(8, 4)\n",
         "class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.w = nn.Parameter(torch.randn(4, 8).to_sparse())\n"

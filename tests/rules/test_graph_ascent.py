@@ -71,7 +71,7 @@ class TestGradientAscent:
         assert f.severity == "error" and "-900" in f.message and f.confirmed.startswith("by the probe")
 
     def test_without_a_loss_that_is_known_the_place_is_where_backward_is_called(self):
-        m = measurement(losses=(), ascent=Ascent(1.0, unbounded=True), loop=loop(backward_site=location(9)))
+        m = measurement(losses=(), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -900.0)), loop=loop(backward_site=location(9)))
         assert only(gradient_ascent, m).location == location(9)
 
     def test_a_density_may_exceed_one(self):
