@@ -9,7 +9,7 @@ defines no model and does something when it is run is a script, too.
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,16 @@ DATA_NAMES = frozenset("batch get_batch make_batch train_loader dataloader train
 LOSS_NAMES = frozenset(("loss_fn", "criterion", "compute_loss", "training_step"))
 OPTIMIZER_NAMES = frozenset(("optimizer", "make_optimizer", "configure_optimizers"))
 TRAINING_CALLS = frozenset(("backward", "manual_backward", "step", "fit_one_cycle", "fine_tune"))  # methods that do nothing else
+_ALONE = frozenset("fit train learn fit_one_cycle fine_tune".split())  # one such call is a training
 TRAINERS = ("Trainer", "LightningCLI")  # how the names of classes that train end
 # Methods that train where the object is of a library for training; elsewhere they do many things.
 LIBRARY_CALLS = frozenset(("fit", "train", "learn", "run"))
 TRAINED = frozenset("model net network learn learner trainer agent algo estimator engine clf regressor".split())  # names of such objects
 _VERBS = ("train", "fit", "finetune", "cli_main")  # how functions of such libraries begin
 # Packages whose `fit` and `run` train no net, beside those of the standard library.
-OTHER_LIBRARIES = frozenset("sklearn numpy pandas scipy matplotlib PIL tqdm torch torchvision torchaudio wandb datasets tokenizers".split())
+OTHER_LIBRARIES = frozenset(
+    "sklearn numpy pandas scipy matplotlib PIL tqdm torch torchvision torchaudio wandb datasets tokenizers xgboost lightgbm umap".split()
+)
 _PREPARES = ("Scaler", "Encoder", "Imputer", "Vectorizer", "Binarizer", "Discretizer", "PCA", "Tokenizer")  # their `fit` looks at data
 # Bases of classes that are not modules.
 _NO_MODULES = frozenset(
@@ -33,8 +36,8 @@ _NO_MODULES = frozenset(
 _AT_ONCE = ("__init__", "__post_init__", "__call__", "__enter__", "__iter__")  # methods that run without being named
 _MOST_FILES = 40  # of the modules beside a file that are looked into
 
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
-_Definition = _Function | ast.ClassDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 
 
 def is_script(path: str) -> bool:
@@ -43,7 +46,7 @@ def is_script(path: str) -> bool:
     if file is None:
         return False
     top, guarded = _parts(file.body)
-    own = {node.name: node for node in file.body if isinstance(node, _Definition)}
+    own = {node.name: node for node in file.body if isinstance(node, Definition)}
     code = _Code(_Definitions(file, Path(path).parent), _packages(file))
     if code.trains(top):
         return True
@@ -58,6 +61,15 @@ def scripts_in(folder: Path) -> list[Path]:
     """The files of a folder that train when they are run; those of tests, and what comes after the first files, are left out."""
     files = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith(("test_", "conftest", "setup."))]
     return [path for path in files[:_MOST_FILES] if _trains_when_run(path)]
+
+
+def trains_further(statement: ast.stmt, after: Sequence[ast.stmt], file: ast.Module, folder: Path, home: ast.ClassDef | None) -> bool:
+    """Narrower than `is_script`: environments take steps, too, and pictures of what a net looks at are made by backward passes.
+
+    `after`: statements that run before; `home`: the class whose method all of them stand in.
+    """
+    names = set(_Code(_Definitions(file, folder), _packages(file)).training_calls([statement], after, home))
+    return {"step", "backward"} <= names or not names.isdisjoint(_ALONE)
 
 
 def _trains_when_run(path: Path) -> bool:
@@ -82,13 +94,13 @@ class _Definitions:
 
     def __init__(self, tree: ast.Module, folder: Path) -> None:
         self.folder = folder
-        self.known: dict[str, _Definition] = {}
-        self.registered: dict[str, list[_Definition]] = {}  # by decorators of an object: commands of an app, handlers of an engine
+        self.known: dict[str, Definition] = {}
+        self.registered: dict[str, list[Definition]] = {}  # by decorators of an object: commands of an app, handlers of an engine
         self._places: dict[str, list[Path]] = {}  # imported name -> files that may define it
         self._read: set[Path] = set()
         self._add(tree, folder)
 
-    def get(self, name: str) -> _Definition | None:
+    def get(self, name: str) -> Definition | None:
         if name not in self.known:
             for path in self._places.pop(name, ()):
                 tree = _read(path) if path not in self._read and len(self._read) < _MOST_FILES else None
@@ -98,7 +110,7 @@ class _Definitions:
         return self.known.get(name)
 
     def _add(self, tree: ast.Module, home: Path) -> None:
-        own = [node for node in tree.body if isinstance(node, _Definition)]
+        own = [node for node in tree.body if isinstance(node, Definition)]
         self.known = {node.name: node for node in own} | self.known
         for node in own:
             for root in {_root(decorator) for decorator in node.decorator_list} - _packages(tree).keys():
@@ -145,7 +157,7 @@ def _parts(body: Iterable[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
         if isinstance(node, ast.If) and "__name__" in {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)}:
             guarded += node.body
             top += node.orelse
-        elif not isinstance(node, _Definition):
+        elif not isinstance(node, Definition):
             top.append(node)
     return top, guarded
 
@@ -161,7 +173,7 @@ def _given(body: Iterable[ast.stmt]) -> set[str]:
     return names
 
 
-def _may_be_module(node: _Definition) -> bool:
+def _may_be_module(node: Definition) -> bool:
     return isinstance(node, ast.ClassDef) and any(_last_name(base) not in _NO_MODULES for base in node.bases)
 
 
@@ -184,9 +196,17 @@ class _Code:
 
     def trains(self, statements: Iterable[ast.AST], after: Iterable[ast.AST] = ()) -> bool:
         """`after`: statements that run before them."""
-        self._classes, self._called, self._made_from = [], set(), {}
+        return any(True for _ in self.training_calls(statements, after))
+
+    def training_calls(
+        self, statements: Iterable[ast.AST], after: Iterable[ast.AST] = (), home: ast.ClassDef | None = None
+    ) -> Iterator[str]:
+        """The last names of the calls that train."""
+        self._classes, self._called, self._made_from = [home] if home is not None else [], set(), {}
         for node in (n for statement in after for n in ast.walk(statement)):
             self._note_made(node)
+        made = (self.definitions.get(_last_name(call.func)) for call in self._made_from.values())
+        self._classes += [c for c in made if isinstance(c, ast.ClassDef)]
         pending, seen = list(statements), set[str]()
         calls: list[ast.Call] = []
         while pending:
@@ -194,7 +214,7 @@ class _Code:
                 self._note_made(node)
                 if isinstance(node, ast.Call):
                     if self._plainly(node):
-                        return True
+                        yield _last_name(node.func)
                     calls.append(node)
                     pending += self._methods_called(node)
                 for name in _referred(node):
@@ -203,13 +223,13 @@ class _Code:
                         seen.add(name)
                         pending += self._entered(found)
                     pending += self.definitions.registered.pop(name, ())
-        return any(map(self._by_library, calls))
+        yield from (_last_name(call.func) for call in calls if self._by_library(call))
 
     def _note_made(self, node: ast.AST) -> None:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             self._made_from |= {t.id: node.value for t in node.targets if isinstance(t, ast.Name)}
 
-    def _entered(self, definition: _Definition) -> list[ast.AST]:
+    def _entered(self, definition: Definition) -> list[ast.AST]:
         if not isinstance(definition, ast.ClassDef):
             return [definition]
         self._classes.append(definition)
@@ -267,15 +287,17 @@ class _Code:
         return package is not None and package not in OTHER_LIBRARIES and package not in sys.stdlib_module_names
 
 
-def _methods(node: ast.ClassDef) -> Iterator[_Function]:
-    return (m for m in node.body if isinstance(m, _Function))
+def _methods(node: ast.ClassDef) -> Iterator[Function]:
+    return (m for m in node.body if isinstance(m, Function))
 
 
 def _referred(node: ast.AST) -> list[str]:
     """The names that a node refers to: a variable, called or handed on, and an attribute where it is called."""
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
         return [node.id]
-    return [_root(node.func), node.func.attr] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return []
+    return [_root(node.func), *([] if _is_mode(node) else [node.func.attr])]
 
 
 def _last_name(node: ast.expr) -> str:

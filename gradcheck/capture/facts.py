@@ -86,6 +86,7 @@ class Ending:
     how: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"
     error: str = ""
     site: Location | None = None
+    further: Location | None = None  # of a training that it was ended before
 
 
 def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Ending) -> LoopFacts:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import io
+import itertools
 import logging
 import os
 import select
@@ -12,6 +13,7 @@ import signal
 import stat
 import sys
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -29,6 +31,7 @@ from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
+from gradcheck.capture.further import further_training
 from gradcheck.capture.mirror import Mirror, keep_checkpoints
 from gradcheck.capture.program import start
 from gradcheck.capture.ranks import note_processes, ranks_kept
@@ -38,6 +41,7 @@ from gradcheck.errors import TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
+from gradcheck.types.location import Location
 from gradcheck.types.report import FEWEST_SEEN
 from gradcheck.workload.kept_batch import like, load, restore_random
 from gradcheck.workload.lockstep import hidden_shards
@@ -109,6 +113,8 @@ BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
 BEGUN = 8  # backward passes without any step, after which a script counts as one that trains
 IDLE = 160  # backward passes without any step, after which none is expected any more
+WAITED = 4.0  # seconds for the end of a training that was followed for long enough, where another one comes after it
+WAITED_SHARE = 0.25  # the same of a budget that the user sets
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
@@ -146,6 +152,10 @@ class _Clock:
     taped_at: float | None = None
     told_at: float | None = None  # when the script was told to end
     by_time: bool = False
+    known: dict[int, torch.optim.Optimizer] = field(default_factory=dict)  # by id, of trainings that were followed for long enough
+    next: Location | None = None  # the training that is waited for
+    waited: float = 0.0  # seconds
+    waits_from: float = 0.0
 
     def __call__(self, recorder: Recorder) -> None:
         if self.told_at is not None or self._late() or self._enough(recorder):
@@ -158,7 +168,7 @@ class _Clock:
 
     def due(self) -> bool:
         """Whether the script is to be ended wherever it is. It is left alone for a while after it was told to end."""
-        if self.told_at is None and self._late():
+        if self.told_at is None and (self._late() or self._in_vain()):
             self.tell()
             return True
         return self.told_at is not None and time.monotonic() - self.told_at > GRACE
@@ -172,9 +182,32 @@ class _Clock:
         return self.by_time
 
     def _steps(self) -> int:
-        return taken_alike(list(self.recorder.optimizers.values()))
+        return taken_alike(w for w in list(self.recorder.optimizers.values()) if id(w.optimizer) not in self.known)
 
     def _enough(self, recorder: Recorder) -> bool:
+        """Whether the training that runs was followed for long enough, and none that comes after it is to be waited for."""
+        if self.next is None:
+            return self._followed(recorder) and not self._waits_for_next(recorder)
+        if not self._steps():
+            return self._in_vain()
+        self.waited, self.next, self.taped_at = self.waited + time.monotonic() - self.waits_from, None, None
+        return False
+
+    def _in_vain(self) -> bool:
+        limit = WAITED if self.spec.budget is None else WAITED_SHARE * self.spec.budget
+        return self.next is not None and not self._steps() and self.waited + time.monotonic() - self.waits_from > limit
+
+    def _waits_for_next(self, recorder: Recorder) -> bool:
+        if self.spec.steps is not None or rank.rank_and_world_size()[1] > 1:
+            return False
+        stack = reversed(list(traceback.walk_stack(sys._getframe())))
+        running = itertools.dropwhile(lambda at: at[0].f_code is not Alarm.guarded.__code__, stack)
+        self.known = {id(w.optimizer): w.optimizer for w in recorder.optimizers.values() if w.steps}
+        self.waits_from = time.monotonic()
+        self.next = further_training(running)  # last: the alarm asks, too
+        return self.next is not None
+
+    def _followed(self, recorder: Recorder) -> bool:
         most, wanted = self._steps(), self.spec.steps
         if not most:
             return recorder.backwards >= max(IDLE, 2 * (wanted or 0))
@@ -375,7 +408,8 @@ def _put_back(handlers: dict[int, Any], timers: set[int]) -> None:
 
 def _ending(error: BaseException | None, clock: _Clock) -> Ending:
     if isinstance(error, Stop) or clock.told_at is not None:
-        return Ending("budget" if clock.by_time else "stopped")
+        further = further_training(traceback.walk_tb(error.__traceback__)) if isinstance(error, Stop) else None
+        return Ending("budget" if clock.by_time else "stopped", further=further)
     if error is None:
         return Ending("end")
     site = location_of_traceback(error.__traceback__)

@@ -1,5 +1,6 @@
 """The trainings of a captured script: one for each optimizer that stepped, or that should have, also by hand."""
 
+import math
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -17,7 +18,7 @@ from gradcheck.capture.nodes import nodes_behind
 from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
-from gradcheck.capture.script import Capture
+from gradcheck.capture.script import WAITED, Capture
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.together import call_through, joined, opponents, pulls_along
 from gradcheck.capture.twins import ReplayMismatch
@@ -30,13 +31,14 @@ from gradcheck.types.gauges import RankFacts
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement, NotMeasured
-from gradcheck.types.report import Report
+from gradcheck.types.report import LATER, Report
 from gradcheck.types.training import Run
 from gradcheck.workload.comments import places, snippets
 from gradcheck.workload.source_sites import failure, location_of_traceback
 from gradcheck.workload.workload import Workload
 
 SMALLEST = 1e-12  # norm that is divided by
+LONGER = 10 * WAITED  # seconds of a budget under which a script is followed further than without one
 SELDOM = 0.1  # of the steps of the busiest training: what changes weights less often prepares or ends one
 
 
@@ -141,6 +143,7 @@ class Training:
     blind: NotMeasured = REPEATED  # why it could not be repeated, where there is no workload
     several: bool = False  # other optimizers train against it, or beside it
     brief: bool = False  # it is one of many alike, each of a few steps
+    lacks: tuple[NotMeasured, ...] = ()  # what else the run did not show
     ranks: RankFacts | None = None  # of the processes that take its steps together
 
     def seen(self, m: Measurement) -> Measurement:
@@ -163,7 +166,7 @@ class Training:
         if accumulated > 1 and self.workload is not None:
             of_one = {str(i) for i in range((len(self.workload.batches[0]) - 1) // accumulated)}
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in of_one)))
-        return with_loop(replace(m, ranks=self.ranks), self.loop)
+        return with_loop(replace(m, ranks=self.ranks, not_measured=(*m.not_measured, *self.lacks)), self.loop)
 
     def _with_births(self, m: Measurement) -> Measurement:
         """If no operation of the repeated step made the first non-finite number, the loop made it before the step."""
@@ -184,7 +187,8 @@ class Training:
     def observed(self, needs: Collection[str]) -> Measurement:
         """What the run itself showed. `needs`: all that rules may ask for."""
         m = observed(self.recorder, self.watched, self.loop, self.name, self.files, self.blind, needs)
-        return with_loop(replace(self._with_births(m), ranks=self.ranks), self.loop)
+        m = self._with_births(m)
+        return with_loop(replace(m, ranks=self.ranks, not_measured=(*m.not_measured, *self.lacks)), self.loop)
 
 
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
@@ -198,6 +202,7 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     found = [_training(capture, spec, w, name) for w, name in zip(chosen, _names(spec, chosen), strict=True)]
     for training in found:
         training.brief = training.loop.steps < FEWEST_STEPS and training.loop.steps < taken_alike(recorder.optimizers.values())
+    found[-1].lacks = _not_reached(capture, spec)
     for training in found if len(found) > 1 else ():
         _look_at_opponents(training, found)
     if not recorder.backwards and found[0].workload is None:
@@ -209,6 +214,18 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
         )
         raise TargetError(f"{spec.target} changes its weights in a way that cannot be followed", hint=hint, location=recorder.backward_site)
     return found
+
+
+def _not_reached(capture: Capture, spec: ScriptSpec) -> tuple[NotMeasured, ...]:
+    """A training that the script was ended before."""
+    place = capture.ending.further
+    if place is None:
+        return ()
+    where = f"line {place.line}" if place.path in capture.files else f"line {place.line} of {place.path}"
+    budget = 10 * math.ceil(max(2 * (spec.budget or 0), 4 * capture.seconds, LONGER) / 10)
+    more = f"--budget {budget} waits longer for it" if spec.steps is None else "leave out --steps"
+    why = f"{spec.target} trains further from {where}: that was not reached"
+    return (NotMeasured(LATER, why, remedy=f"{more}; or shorten what trains before it"),)
 
 
 def _look_at_opponents(training: Training, every: Sequence[Training]) -> None:

@@ -51,7 +51,7 @@ def loops_around(frame: FrameType | None) -> tuple[Loop, ...]:
     while frame is not None:
         code = frame.f_code
         if origin_of(code.co_filename) == "user":
-            function = _function_of(frame)
+            function = function_of(frame)
             inner = [p for p in _loops_of(code.co_filename) if p.function == function and p.first <= frame.f_lineno <= p.last]
             found = [Loop(code.co_filename, function, p.node.lineno, _turns(p.node, frame)) for p in inner] + found
         frame = frame.f_back
@@ -69,7 +69,7 @@ def loop_begun(frame: FrameType | None) -> Loop | None:
     frame = _of_user(frame)
     if frame is None:
         return None
-    function = _function_of(frame)
+    function = function_of(frame)
     for place in _loops_of(frame.f_code.co_filename):
         head = getattr(place.node, "iter", None)
         if head is not None and place.function == function and head.lineno <= frame.f_lineno <= head.end_lineno < place.first:
@@ -87,7 +87,7 @@ def made_once(frame: FrameType | None) -> bool:
         return False
     line = frame.f_lineno
     around = [
-        n for n, home in _nodes(tree) if home == _function_of(frame) and isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0)
+        n for n, home in _nodes(tree) if home == function_of(frame) and isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0)
     ]
     made = {name for n in around if isinstance(n, ast.Assign) for t in n.targets for name in _words(t)} - {"self"}
     turns = {name for n in around if isinstance(n, ast.For) for name in _words(n.target)}
@@ -140,7 +140,8 @@ def _nodes(tree: ast.Module | None) -> Iterator[tuple[ast.AST, int]]:
         pending += [(child, inside) for child in ast.iter_child_nodes(node)]
 
 
-def _function_of(frame: FrameType) -> int:
+def function_of(frame: FrameType) -> int:
+    """The first line of the function that runs in a frame; 0 for a module."""
     return 0 if frame.f_code.co_name == "<module>" else frame.f_code.co_firstlineno
 
 
@@ -195,26 +196,27 @@ def _length(node: ast.expr, frame: FrameType) -> int:
     if isinstance(node, ast.Call):
         name = _called(node)
         if name in ("range", "trange"):
-            return len(range(*(_value(a, frame) for a in node.args)))
+            return len(range(*(evaluated(a, frame) for a in node.args)))
         if name == "islice":
-            return min(_length(node.args[0], frame), *(_value(a, frame) for a in node.args[1:2]))
+            return min(_length(node.args[0], frame), *(evaluated(a, frame) for a in node.args[1:2]))
         if name == "zip":
             return min(_length(a, frame) for a in node.args)
         if name in _WRAPPERS and node.args:
             return _length(node.args[0], frame)
         raise _Unknown
-    return len(_value(node, frame))
+    return len(evaluated(node, frame))
 
 
-def _value(node: ast.expr, frame: FrameType) -> Any:
+def evaluated(node: ast.expr, frame: FrameType) -> Any:
+    """What an expression without calls is in a frame. Raises _Unknown for others, and what the user's objects raise."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
         return frame.f_locals[node.id] if node.id in frame.f_locals else frame.f_globals[node.id]
     if isinstance(node, ast.Attribute):
-        return getattr(_value(node.value, frame), node.attr)
+        return getattr(evaluated(node.value, frame), node.attr)
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        return _ARITHMETIC[type(node.op)](_value(node.left, frame), _value(node.right, frame))
+        return _ARITHMETIC[type(node.op)](evaluated(node.left, frame), evaluated(node.right, frame))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("len", "int") and len(node.args) == 1:
-        return _length(node.args[0], frame) if node.func.id == "len" else int(_value(node.args[0], frame))
+        return _length(node.args[0], frame) if node.func.id == "len" else int(evaluated(node.args[0], frame))
     raise _Unknown

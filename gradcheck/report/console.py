@@ -231,7 +231,8 @@ class _Page:
 
     def in_part(self) -> None:
         part = self.report.coverage
-        self.labelled("Judged in part:", "bold yellow", f"{looked(part)}; the silence of the others proves nothing")
+        silence = "; the silence of the others proves nothing" if part.silent else ""
+        self.labelled("Judged in part:", "bold yellow", f"{looked(part)}{silence}")
         for reason in part.reasons:
             self.labelled("why: ", "bold yellow", reason)
         for remedy in part.remedies:

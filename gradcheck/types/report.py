@@ -18,6 +18,7 @@ from gradcheck.types.trial import TrialResult
 MOST_MISSED = 0.25
 FEWEST_SEEN = 3  # steps of a script that the budget ended: with fewer no rule about its loop can look (GRAPH006 needs 3)
 LOOKED = ("passed", "finding", "suppressed")
+LATER = "a later training"  # what was not measured if a script was ended before it trained a second time
 UNRELATED = "META"  # rules about comments, assertions and the baseline say nothing about the training
 
 
@@ -48,13 +49,14 @@ def coverage(states: Sequence[RuleState], measurements: Sequence[Measurement]) -
     applicable = looked + len(missed)
     told = _telling(missed, notes)
     cut = [f"its budget ran out after {_steps(n)} of the script: its loop was not seen" for n in _cut(measurements)]
+    later = [n for n in notes if n.what == LATER]
     return Coverage(
-        len(missed) > MOST_MISSED * applicable or bool(cut),
+        len(missed) > MOST_MISSED * applicable or bool(cut or later),
         looked,
         applicable,
         tuple(s.name for s in missed),
-        tuple(dict.fromkeys((*cut, *(n.why for n in told), *_crashes(missed)))),
-        tuple(dict.fromkeys((*("raise --budget" for _ in cut), *(n.remedy for n in told if n.remedy)))),
+        tuple(dict.fromkeys((*cut, *(n.why for n in (*later, *told)), *_crashes(missed)))),
+        tuple(dict.fromkeys((*("raise --budget" for _ in cut), *(n.remedy for n in (*later, *told) if n.remedy)))),
     )
 
 
