@@ -1,8 +1,134 @@
-"""As much of the wire format of protocol buffers as logs need."""
+"""Logs of protocol buffers: event files of TensorBoard, and runs that Weights & Biases keeps locally (`run-ID.wandb`)."""
 
+import json
 import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradcheck.errors import ConfigError
+from gradcheck.logs.table import Table
 
 Field = bytes | int
+
+
+# -------------------------------------------------- TensorBoard: a row of length-prefixed messages
+
+_EVENT_FILES = "event files of TensorBoard"
+_FLOAT, _DOUBLE = 1, 2  # DataType of a TensorProto
+
+
+def read_events(paths: list[Path]) -> Table:
+    """The scalars of all these files, as if they were one."""
+    table = Table(_EVENT_FILES)
+    for path in sorted(paths):
+        for record in _events_in(path.read_bytes()):
+            _add(table, record)
+    return table
+
+
+def _events_in(data: bytes) -> Iterator[bytes]:
+    """Up to the end, or to where a killed program stopped writing."""
+    place = 0
+    while place + 12 <= len(data):
+        (size,) = struct.unpack_from("<Q", data, place)
+        end = place + 12 + size
+        if end + 4 > len(data):
+            return
+        yield data[place + 12 : end]
+        place = end + 4
+
+
+def _add(table: Table, record: bytes) -> None:
+    event = fields(record)
+    at = first(event, 2)
+    step = signed(at) if isinstance(at, int) else 0
+    for summary in event.get(5, ()):
+        for value in fields(summary).get(1, ()):
+            known = fields(value)
+            number = _number(known)
+            if number is not None:
+                table.add(text(first(known, 1)), float(step), number)
+
+
+def _number(value: dict[int, list[bytes | int]]) -> float | None:
+    simple = first(value, 2)
+    if simple is not None:
+        return next(iter(floats(simple)), None)
+    tensor = first(value, 8)
+    if not isinstance(tensor, bytes):
+        return None
+    known = fields(tensor)
+    kind, content = first(known, 1), first(known, 4)
+    if kind == _FLOAT:
+        found = floats(first(known, 5) or content or b"")
+    elif kind == _DOUBLE:
+        found = floats(first(known, 6) or content or b"", double=True)
+    else:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+# ------------------------------------------------------- Weights & Biases: a log of messages in blocks
+
+_LOCAL_RUN = "a local run of Weights & Biases"
+_MAGIC = b":W&B"
+_BLOCK, _HEADER = 32768, 7
+_HISTORY, _CONFIG, _RUN = 2, 5, 17  # numbers of fields in a Record
+_GIVEN = 4  # in a run: the settings that `wandb.init` was given; later ones come by themselves
+_KEY, _NESTED, _JSON = 1, 2, 16  # in an item of either
+
+
+def read_wandb(path: Path) -> Table:
+    """Raises ConfigError for a file that is not one of theirs."""
+    data = path.read_bytes()
+    if data[:4] != _MAGIC:
+        raise ConfigError(f"{path} is not a run of Weights & Biases", hint="give the file run-ID.wandb, or its folder")
+    table = Table(_LOCAL_RUN)
+    rows = []
+    for record in _records_in(data):
+        known = fields(record)
+        for history in known.get(_HISTORY, ()):
+            rows.append(_items(history, 1))
+        given = [config for run in known.get(_RUN, ()) for config in fields(run).get(_GIVEN, ())]
+        for config in (*given, *known.get(_CONFIG, ())):
+            table.settings |= _items(config, 1)
+    table.add_rows(rows)
+    return table
+
+
+def _items(message: Any, number: int) -> dict[str, Any]:
+    found = {}
+    for item in fields(message).get(number, ()):
+        known = fields(item)
+        name = text(known[_KEY][0]) if _KEY in known else "/".join(map(text, known.get(_NESTED, ())))
+        try:
+            found[name] = json.loads(text(known[_JSON][0])) if _JSON in known else None
+        except ValueError:
+            continue
+    return found
+
+
+def _records_in(data: bytes) -> Iterator[bytes]:
+    """The layout of LevelDB's logs: records lie in blocks, and go on in the next one where they do not fit."""
+    place, parts = _HEADER, b""
+    while place + _HEADER <= len(data):
+        left = _BLOCK - place % _BLOCK
+        if left < _HEADER:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        body = data[place + _HEADER : place + _HEADER + size]
+        if len(body) < size or kind == 0:
+            return
+        place += _HEADER + size
+        parts += body
+        if kind in (1, 4):  # a whole record, or its last part
+            yield parts
+            parts = b""
+
+
+# --------------------------------------------------- as much of the wire format as these need
 
 
 def fields(data: Field | None) -> dict[int, list[Field]]:

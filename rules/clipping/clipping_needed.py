@@ -6,7 +6,7 @@ from statistics import fmean, median, pstdev
 from gradcheck.analysis.convergence import levelled, training_outcome
 from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, percent
-from gradcheck.rules.clipping.shared import SETTLED
+from gradcheck.rules.clipping import SETTLED
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule

@@ -3,7 +3,7 @@ from statistics import median
 
 from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
-from gradcheck.rules.clipping.shared import SETTLED
+from gradcheck.rules.clipping import SETTLED
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule

@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import SYNTHETIC, percent
-from gradcheck.rules.data.shared import FLOATING
+from gradcheck.rules.data import FLOATING
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from gradcheck.analysis.activations import SCALING
 from gradcheck.analysis.layer_groups import in_order
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, percent
-from gradcheck.rules.data.shared import FLOATING
+from gradcheck.rules.data import FLOATING
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.layers import Layer

@@ -5,7 +5,7 @@ from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend, over_
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, in_order, names
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules import cures
-from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding, trend_place
+from gradcheck.rules.gradient import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding, trend_place
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

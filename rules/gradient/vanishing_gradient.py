@@ -2,7 +2,7 @@ from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.depth import Trend, over_nets
 from gradcheck.analysis.layer_groups import trained_body, usual_activation
 from gradcheck.rules import cures
-from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding
+from gradcheck.rules.gradient import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, not_applicable, rule
 

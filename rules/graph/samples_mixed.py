@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, percent
-from gradcheck.rules.graph.shared import _place
+from gradcheck.rules.graph import _place
 from gradcheck.types.checks import Dependence
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.losses import Scramble

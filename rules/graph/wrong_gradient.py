@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
-from gradcheck.rules.graph.shared import _place
+from gradcheck.rules.graph import _place
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement

@@ -3,7 +3,7 @@ from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend, over_n
 from gradcheck.analysis.layer_groups import body, depths, names, usual_activation
 from gradcheck.analysis.wording import falls_short, number
 from gradcheck.rules import cures
-from gradcheck.rules.initialization.shared import TRAINED_BEFORE
+from gradcheck.rules.initialization import TRAINED_BEFORE
 from gradcheck.rules.initialization.signal_gain import body_gains
 from gradcheck.types.finding import Evidence, Finding, Severity
 from gradcheck.types.layers import Layer

@@ -1,6 +1,6 @@
 from gradcheck.analysis.layer_groups import BODY_KINDS, bias, body, by_site, constant_at_start, in_order, names, parameters_by_name
 from gradcheck.analysis.wording import BY_VALUE, also_in, number, probe_failure, quoted
-from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
+from gradcheck.rules.initialization import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

@@ -6,7 +6,7 @@ from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend, over_
 from gradcheck.analysis.layer_groups import body, by_site, gain, names, parameters_by_name, weight
 from gradcheck.analysis.wording import also_in, falls_short, number, quoted
 from gradcheck.rules import cures
-from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
+from gradcheck.rules.initialization import NO_GAINS, TRAINED_BEFORE
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

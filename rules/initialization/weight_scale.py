@@ -4,7 +4,7 @@ from bisect import bisect_left
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
 from gradcheck.analysis.wording import also_in, number, quoted
 from gradcheck.rules import cures
-from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
+from gradcheck.rules.initialization import NO_GAINS, TRAINED_BEFORE
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

@@ -2,7 +2,7 @@ from statistics import median
 
 from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import at_step, look, recorded
+from gradcheck.rules.log import at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule

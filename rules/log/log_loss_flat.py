@@ -4,7 +4,7 @@ from statistics import median
 
 from gradcheck.analysis.curves import ENDS, ends, level_error, lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, required, rule

@@ -1,7 +1,7 @@
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import at_step, finished, look
+from gradcheck.rules.log import at_step, finished, look
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, rule

@@ -1,6 +1,6 @@
 from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
-from gradcheck.rules.log.shared import NO_LOSS, at_step, led_by_rewards, look, recorded
+from gradcheck.rules.log import NO_LOSS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule

@@ -1,7 +1,7 @@
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number, percent, run_in_words
 from gradcheck.rules.graph.gradients_not_cleared import script
-from gradcheck.rules.optimization.shared import best_rate
+from gradcheck.rules.optimization import best_rate
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement

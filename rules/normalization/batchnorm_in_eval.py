@@ -1,6 +1,6 @@
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import layers_in_words, probe_failure
-from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names
+from gradcheck.rules.normalization import NO_BATCH_NORM, batch_norms, norm_names
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, required, rule

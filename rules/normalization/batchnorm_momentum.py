@@ -1,6 +1,6 @@
 from gradcheck.analysis.wording import layers_in_words, number, percent
+from gradcheck.rules.normalization import GAP, evaluation_gap, gap_in_words, main_site, norm_names, over_batches
 from gradcheck.rules.normalization.batchnorm_small_batch import CHANCE, useless_in_evaluation
-from gradcheck.rules.normalization.shared import GAP, evaluation_gap, gap_in_words, main_site, norm_names, over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, rule

@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, falls_short, layers_in_words, number, probe_failure
-from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
+from gradcheck.rules.normalization import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule

@@ -1,6 +1,6 @@
 from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
 from gradcheck.analysis.wording import layers_in_words, quoted
-from gradcheck.rules.normalization.shared import over_batches
+from gradcheck.rules.normalization import over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

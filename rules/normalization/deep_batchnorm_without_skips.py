@@ -2,7 +2,7 @@ from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body
 from gradcheck.analysis.wording import falls_short, learns_clearly, number
 from gradcheck.rules import cures
-from gradcheck.rules.normalization.shared import batch_norms, main_site, norm_names
+from gradcheck.rules.normalization import batch_norms, main_site, norm_names
 from gradcheck.types.finding import Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule

@@ -1,6 +1,6 @@
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import number, percent, quoted
-from gradcheck.rules.normalization.shared import GAP, evaluation_gap, gap_in_words, norm_names, over_batches
+from gradcheck.rules.normalization import GAP, evaluation_gap, gap_in_words, norm_names, over_batches
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, rule

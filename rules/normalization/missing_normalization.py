@@ -3,7 +3,7 @@ from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body, depths, names
 from gradcheck.analysis.wording import number
 from gradcheck.rules import cures
-from gradcheck.rules.normalization.shared import main_site
+from gradcheck.rules.normalization import main_site
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 

@@ -1,6 +1,6 @@
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import learns_clearly, number, optimizer_in_words
-from gradcheck.rules.normalization.shared import main_site, norm_names
+from gradcheck.rules.normalization import main_site, norm_names
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule

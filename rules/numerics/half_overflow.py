@@ -2,7 +2,7 @@ import math
 from collections.abc import Sequence
 
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
-from gradcheck.rules.numerics.shared import BFLOAT16
+from gradcheck.rules.numerics import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.layers import Layer, TensorStats
 from gradcheck.types.measurement import Measurement

@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.numerics.shared import BFLOAT16
+from gradcheck.rules.numerics import BFLOAT16
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule

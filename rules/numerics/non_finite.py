@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
-from gradcheck.rules.numerics.shared import _cure, _evidence, _harmful, _inputs, _kind, _losses, _place, _severity
+from gradcheck.rules.numerics import _cure, _evidence, _harmful, _inputs, _kind, _losses, _place, _severity
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import Parameter

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 from gradcheck.analysis.number_formats import BY_NAME, KINDS, Format, Lost, What, loss_scale_exponent, lost, measured
 from gradcheck.analysis.wording import percent, quoted
-from gradcheck.rules.numerics.shared import BFLOAT16
+from gradcheck.rules.numerics import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import NO_SCALER
 from gradcheck.types.measurement import Measurement

@@ -1,7 +1,7 @@
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE
-from gradcheck.rules.numerics.shared import _cure, _evidence, _harmful, _inputs, _kind, _place, _severity
+from gradcheck.rules.numerics import _cure, _evidence, _harmful, _inputs, _kind, _place, _severity
 from gradcheck.types.finding import Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_measured, rule

@@ -15,7 +15,7 @@ from gradcheck.analysis.costs import learns_slowly
 from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.update_sizes import outgrowth, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
-from gradcheck.rules.optimization.shared import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
+from gradcheck.rules.optimization import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule

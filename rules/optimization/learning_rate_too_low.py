@@ -3,7 +3,7 @@ from dataclasses import replace
 from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import number
-from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
+from gradcheck.rules.optimization import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule

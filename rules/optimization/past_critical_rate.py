@@ -1,6 +1,6 @@
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
-from gradcheck.rules.optimization.shared import at_most_info
+from gradcheck.rules.optimization import at_most_info
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule

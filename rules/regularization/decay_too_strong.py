@@ -5,7 +5,7 @@ from gradcheck.analysis.costs import costs_nothing
 from gradcheck.analysis.layer_groups import is_matrix
 from gradcheck.analysis.update_sizes import gentle_decay
 from gradcheck.analysis.wording import falls_short, number, quoted, run_in_words
-from gradcheck.rules.regularization.shared import DECAY, PENALTY, confirmation, failed, recovered
+from gradcheck.rules.regularization import DECAY, PENALTY, confirmation, failed, recovered
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule

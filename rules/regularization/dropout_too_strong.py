@@ -1,7 +1,7 @@
 from gradcheck.analysis.convergence import data_fall, outcome, relative_decrease
 from gradcheck.analysis.costs import costs_nothing, learns_slowly
 from gradcheck.analysis.wording import layers_in_words, number, percent, quoted, run_in_words
-from gradcheck.rules.regularization.shared import DROPOUT, confirmation, failed, recovered
+from gradcheck.rules.regularization import DROPOUT, confirmation, failed, recovered
 from gradcheck.types.checks import Dropout
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement

@@ -1,6 +1,6 @@
 from gradcheck.analysis.convergence import relative_decrease
 from gradcheck.analysis.wording import run_in_words
-from gradcheck.rules.regularization.shared import DECAY, DROPOUT, PENALTY, failed, recovered
+from gradcheck.rules.regularization import DECAY, DROPOUT, PENALTY, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, required, rule

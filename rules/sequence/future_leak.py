@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import BY_VALUE, number
-from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
+from gradcheck.rules.sequence import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule

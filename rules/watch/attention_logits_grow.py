@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import number, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED, grows, others
+from gradcheck.rules.watch import NOT_WATCHED, grows, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.gauges import Gauge
 from gradcheck.types.measurement import Measurement

@@ -1,7 +1,7 @@
 from statistics import fmean
 
 from gradcheck.analysis.wording import number, percent, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED
+from gradcheck.rules.watch import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.gauges import Gauge
 from gradcheck.types.measurement import Measurement

@@ -2,7 +2,7 @@ import math
 
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import also_in, number, percent, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED
+from gradcheck.rules.watch import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import number, quoted
-from gradcheck.rules.watch.shared import NOT_WATCHED, grows
+from gradcheck.rules.watch import NOT_WATCHED, grows
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule

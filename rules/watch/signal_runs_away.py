@@ -1,5 +1,5 @@
 from gradcheck.analysis.wording import number, quoted
-from gradcheck.rules.watch.shared import others, runaways
+from gradcheck.rules.watch import others, runaways
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

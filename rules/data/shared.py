@@ -1,3 +1,0 @@
-"""What several rules of this family share."""
-
-FLOATING = ("float", "bfloat", "half", "double")
