@@ -4,8 +4,12 @@ import bz2
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
+import zopfli.zlib
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
@@ -26,17 +30,34 @@ class BuildPy(build_py):
             shutil.rmtree(kind)
 
 
+class Packed:
+    """The compressor that `zipfile` asks for, of data that zopfli packed before: smaller by a fortieth than zlib's best."""
+
+    def __init__(self, packed: Mapping[bytes, bytes]) -> None:
+        self.packed, self.data = packed, b""
+
+    def compress(self, data: bytes) -> bytes:
+        self.data += data
+        return b""
+
+    def flush(self) -> bytes:
+        return self.packed[self.data][2:-4]  # without the header and the checksum of zlib
+
+
 class BdistWheel(bdist_wheel):
-    """Packs the wheel again, as small as deflate can."""
+    """Packs the wheel again, as small as deflate can, which takes several seconds."""
 
     def run(self) -> None:
         super().run()
         path = self.distribution.dist_files[-1][2]
         with zipfile.ZipFile(path) as wheel:
             members = [(info, wheel.read(info)) for info in wheel.infolist()]
-        with zipfile.ZipFile(path, "w") as wheel:
+        with ThreadPoolExecutor() as pool:
+            packed = {data: pool.submit(zopfli.zlib.compress, data) for _, data in members}
+        done = {data: task.result() for data, task in packed.items()}
+        with mock.patch("zipfile._get_compressor", lambda *_: Packed(done)), zipfile.ZipFile(path, "w") as wheel:
             for info, data in members:
-                wheel.writestr(info, data, compresslevel=9)
+                wheel.writestr(info, data)
 
 
 setup(cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gradcheck import files
 from gradcheck.errors import ConfigError
-from gradcheck.logs import mlflow, protobuf, text
+from gradcheck.logs import text, trackers
 from gradcheck.logs.table import Table, facts
 from gradcheck.types.training import LogFacts
 
@@ -43,10 +43,10 @@ def _table(path: Path) -> Table:
     if path.is_dir():
         return _of_folder(path)
     if "tfevents" in path.name:
-        return protobuf.read_events([path])
+        return trackers.read_events([path])
     if path.suffix == ".db":
-        return mlflow.read_database(path)
-    return protobuf.read_wandb(path) if path.suffix == ".wandb" else text.read(path)
+        return trackers.read_mlflow_database(path)
+    return trackers.read_wandb(path) if path.suffix == ".wandb" else text.read(path)
 
 
 def _of_folder(folder: Path) -> Table:
@@ -55,14 +55,14 @@ def _of_folder(folder: Path) -> Table:
     if states:
         return text.read(states[-1])
     if (folder / "metrics").is_dir():
-        return mlflow.read(folder)
+        return trackers.read_mlflow(folder)
     for pattern in ("*.wandb", "files/wandb-history.jsonl", "wandb-history.jsonl", *_NAMES, "mlflow.db", "files/output.log"):
         found = sorted(folder.glob(pattern))
         if found:
             return _table(found[-1])
     events = [p for p in folder.glob(_EVENTS) if p.is_file()]
     if events:
-        return protobuf.read_events(events)
+        return trackers.read_events(events)
     single = sorted(p for p in folder.iterdir() if p.suffix.lower() in _TEXT and p.is_file())
     if len(single) == 1:
         return text.read(single[0])

@@ -1,13 +1,19 @@
-"""Logs of protocol buffers: event files of TensorBoard, and runs that Weights & Biases keeps locally (`run-ID.wandb`)."""
+"""What trackers of experiments keep on this machine.
+
+TensorBoard: event files. Weights & Biases: `run-ID.wandb`. MLflow: a folder with a file for each metric, or its database, of which the
+newest run is read.
+"""
 
 import json
+import sqlite3
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from gradcheck.errors import ConfigError
-from gradcheck.logs.table import Table
+from gradcheck.logs.table import Table, as_number
 
 Field = bytes | int
 
@@ -128,7 +134,46 @@ def _records_in(data: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-# --------------------------------------------------- as much of the wire format as these need
+# --------------------------------------------------------------------------------------------- MLflow
+
+_MLFLOW = "a run of MLflow"
+# Those that were not deleted, first those with a loss, and of these the newest.
+_RUNS = """select run_uuid from runs where lifecycle_stage is not 'deleted' and run_uuid in (select run_uuid from metrics)
+order by run_uuid in (select run_uuid from metrics where key like '%loss%') desc, start_time desc"""
+
+
+def read_mlflow(folder: Path) -> Table:
+    table = Table(_MLFLOW)
+    for path in sorted(p for p in (folder / "metrics").rglob("*") if p.is_file()):
+        name = path.relative_to(folder / "metrics").as_posix()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            words = line.split()
+            if len(words) >= 2:
+                step = as_number(words[2]) if len(words) > 2 else None
+                table.add(name, float(number) if step is None else step, words[1])
+    for path in (folder / "params").glob("*") if (folder / "params").is_dir() else ():
+        table.settings[path.name] = path.read_text(encoding="utf-8", errors="replace").strip()
+    return table
+
+
+def read_mlflow_database(path: Path) -> Table:
+    """Raises ConfigError for a database that is not MLflow's."""
+    table = Table(_MLFLOW)
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
+            found = [name for (name,) in base.execute(_RUNS)] or [""]
+            if len(found) > 1:
+                table.format = f"{_MLFLOW}, the newest of {len(found)}"
+            rows = base.execute("select key, step, value, is_nan from metrics where run_uuid = ? order by step, timestamp", found[:1])
+            for key, step, value, is_nan in rows:
+                table.add(key, float(step), float("nan") if is_nan else value)
+            table.settings |= dict(base.execute("select key, value from params where run_uuid = ?", found[:1]))
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} is not a database of MLflow: {error}", hint="name mlflow.db, or the folder of a run") from error
+    return table
+
+
+# --------------------------------------------- as much of the wire format of protocol buffers as these need
 
 
 def fields(data: Field | None) -> dict[int, list[Field]]:
