@@ -120,7 +120,7 @@ def test_a_script_that_trains_nothing_in_time_is_stopped(tmp_path):
             "(train)",
         ),
         ("import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'pass'])", "(python -c pass)"),
-        ("from .data import batch\n", "gradcheck scan -- python -m train"),
+        ("from .data import batch\n", "gradcheck scan -- python -m PACKAGE.MODULE"),  # `-m train` would not know a parent, either
         ("import sys\nsys.exit('usage: train.py DATA')\n", "gradcheck scan train.py -- ARGUMENTS"),
         ("print('done')\n", "does it need arguments"),
     ],
