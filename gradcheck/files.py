@@ -71,7 +71,7 @@ def write_text(path: Path, text: str, hint: str = "give another path after --out
     path = place(str(path))
     try:
         write(path, text.encode("utf-8"))
-    except (OSError, RuntimeError) as e:  # of links that go in a circle resolve() says RuntimeError
+    except (OSError, RuntimeError) as e:  # of links that go in a circle resolve() says RuntimeError before Python 3.13
         why = e.strerror if isinstance(e, OSError) else "its links go in a circle"
         raise SavedRunError(f"cannot write {path}: {why}", hint=hint) from e
 
@@ -83,6 +83,8 @@ def write(path: Path, data: bytes) -> None:
     these are written in place.
     """
     target = path.resolve()
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "its links go in a circle")
     there = target.exists()
     if there and (not target.is_file() or target.stat().st_nlink > 1):
         with target.open("r+b" if target.is_file() else "wb", buffering=0) as file:
