@@ -53,7 +53,7 @@ class BdistWheel(bdist_wheel):
         with zipfile.ZipFile(path) as wheel:
             members = [(info, wheel.read(info)) for info in wheel.infolist()]
         with ThreadPoolExecutor() as pool:
-            packed = {data: pool.submit(zopfli.zlib.compress, data) for _, data in members}
+            packed = {data: pool.submit(zopfli.zlib.compress, data, numiterations=30) for _, data in members}
         done = {data: task.result() for data, task in packed.items()}
         with mock.patch("zipfile._get_compressor", lambda *_: Packed(done)), zipfile.ZipFile(path, "w") as wheel:
             for info, data in members:
