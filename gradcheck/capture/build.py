@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,70 +12,19 @@ import torch
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from gradcheck.capture.bounds import Bounds, Projections
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.nodes import Owner, Ref
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, replay
+from gradcheck.capture.script_optimizer import optimizer_of
 from gradcheck.capture.slices import Slice, slices_of
-from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
 from gradcheck.instrument.loop_journal import ClipCalls
-from gradcheck.loading.optimizers import assumed_optimizer, rate_of
-from gradcheck.measure.experiments import Forgetting
+from gradcheck.types.location import Location
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.process_state import untouched
-from gradcheck.workload.training_copy import copy_optimizer
 from gradcheck.workload.workload import Clipping, Workload
-
-LEAST = 0.1  # of the highest rate: after the recorded steps the rate does not fall below this share of it
-
-
-@dataclass
-class Schedule:
-    """Hooks around an optimizer's step. They scale whatever rates the groups have at the time, and put them back."""
-
-    peaks: tuple[float, ...]  # highest rate of each group
-    factors: tuple[tuple[float, ...], ...]  # by step, by group: the rate over the peak
-    step: int = 0
-    _kept: tuple[Any, ...] = ()
-
-    @classmethod
-    def of(cls, rates: Sequence[tuple[float, ...]]) -> Schedule | None:
-        """`rates` by step and group; None when they stay as they are."""
-        usable = [r for r in rates if len(r) == len(rates[0])]
-        if len(set(usable)) < 2:
-            return None
-        peaks = tuple(max(column) for column in zip(*usable, strict=True))
-        factors = [tuple(r / p if p else 1.0 for r, p in zip(row, peaks, strict=True)) for row in usable]
-        return cls(peaks, tuple(factors))
-
-    def before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        over = self.step >= len(self.factors)
-        row = self.factors[-1 if over else self.step]
-        self._kept = tuple(group["lr"] for group in optimizer.param_groups)
-        for group, factor in zip(optimizer.param_groups, row, strict=True):
-            group["lr"] = group["lr"] * (max(factor, LEAST) if over else factor)
-        self.step += 1
-
-    def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        for group, rate in zip(optimizer.param_groups, self._kept, strict=True):
-            group["lr"] = rate
-
-
-@dataclass
-class StepOptions:
-    """A hook before an optimizer's step: `step(burn_in=True)`."""
-
-    options: Sequence[Mapping[str, Any]]  # by step; those of the last one hold on
-    step: int = 0
-
-    def before(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        given = self.options[min(self.step, len(self.options) - 1)]
-        self.step += 1
-        return args, {**given, **kwargs}
-
 
 FEW_BATCHES = 4  # of one pass over a loader; with fewer, those of the next passes are taken too
 
@@ -96,17 +45,7 @@ def workload_of(
     recorder: Recorder, watched: OptimizerTrace | None, name: str, files: Sequence[str], error: BaseException | None = None
 ) -> Workload:
     """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises ReplayMismatch."""
-    failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
-    taken = _steps(recorder, watched) if recorder.backwards or failed is None else Taken()
-    ids = watched.ids if watched is not None else recorder.tape.weights.keys()
-    held = frozenset(w.key for key, w in recorder.tape.weights.items() if key in ids)
-    if recorder.tape.failure:
-        copied = not recorder.tape.failure.startswith("the optimizer")
-        raise ReplayMismatch(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
-    if watched is not None and any(w.changes is not None and w.copy is None for w in watched.members):
-        raise ReplayMismatch("its weights are changed by a rule that gradcheck does not know")
-    slices = taken.slices(held)
-    slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
+    taken, slices = _slices(recorder, watched, error)
     owners = _owners(slices)
     if not owners:
         raise ReplayMismatch("its loss depends on no module and no parameter that was seen in use")
@@ -124,20 +63,11 @@ def workload_of(
         raise ReplayMismatch("its loss depends on nothing that the optimizer trains")
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
-    batches = [(*p.entries, p) for p in programs]
-    filled = {id(twins.tensors[key]) for w in (watched.members if watched is not None else ()) for key in w.filled & twins.tensors.keys()}
-    optimizer, given, said = _optimizer(recorder, watched, model, twins)
-    assumptions = [Assumption("data", f"data: {_count(len(batches))} that the script trained on", given=True), said]
-    if twins.borrowed is not None:
-        assumptions.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
-    sites = recorder.sites.living()
-    sites |= {id(twins.tensors[key]): place for key, place in recorder.forgotten.places.items() if key in twins.tensors}
-    if watched is not None and watched.site is not None:
-        sites[id(optimizer)] = watched.site
+    optimizer, given, said = optimizer_of(watched, model, twins, recorder.bounds)
     return Workload(
         name=name,
         model=model,
-        batches=batches,
+        batches=[(*p.entries, p) for p in programs],
         inputs=frozenset(programs[0].data),
         made=frozenset(programs[0].made),
         one_pass=taken.one_pass,
@@ -146,15 +76,48 @@ def workload_of(
         collated=data is not None and data.chosen,
         optimizer=optimizer,
         optimizer_given=given,
-        assumptions=assumptions,
-        sites=sites,
+        assumptions=_assumptions(len(programs), said, twins),
+        sites=_sites(recorder, watched, twins, optimizer),
         files=files,
         clip=_clipping(recorder, watched),
         device=next((p.device for p in model.parameters()), torch.device("cpu")),
         checked=True,
         borrowed=twins.borrowed,
-        filled=frozenset(name for name, p in model.named_parameters() if id(p) in filled),
+        filled=_filled(watched, twins, model),
     )
+
+
+def _slices(recorder: Recorder, watched: OptimizerTrace | None, error: BaseException | None) -> tuple[Taken, list[Slice]]:
+    failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
+    taken = _steps(recorder, watched) if recorder.backwards or failed is None else Taken()
+    if recorder.tape.failure:
+        copied = not recorder.tape.failure.startswith("the optimizer")
+        raise ReplayMismatch(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
+    if watched is not None and any(w.changes is not None and w.copy is None for w in watched.members):
+        raise ReplayMismatch("its weights are changed by a rule that gradcheck does not know")
+    ids = watched.ids if watched is not None else recorder.tape.weights.keys()
+    held = frozenset(w.key for key, w in recorder.tape.weights.items() if key in ids)
+    return taken, taken.slices(held) + ([Slice([Ref(failed, 0)], held)] if failed is not None else [])
+
+
+def _assumptions(batches: int, optimizer: Assumption, twins: Twins) -> list[Assumption]:
+    found = [Assumption("data", f"data: {batches} batch{'es' if batches != 1 else ''} that the script trained on", given=True), optimizer]
+    if twins.borrowed is not None:
+        found.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
+    return found
+
+
+def _sites(recorder: Recorder, watched: OptimizerTrace | None, twins: Twins, optimizer: torch.optim.Optimizer) -> dict[int, Location]:
+    """Where the user's code makes each of them, by id."""
+    found = recorder.sites.living() | {id(twins.tensors[k]): at for k, at in recorder.forgotten.places.items() if k in twins.tensors}
+    return found if watched is None or watched.site is None else found | {id(optimizer): watched.site}
+
+
+def _filled(watched: OptimizerTrace | None, twins: Twins, model: nn.Module) -> frozenset[str]:
+    """Names of parameters."""
+    members = watched.members if watched is not None else ()
+    filled = {id(twins.tensors[key]) for w in members for key in w.filled & twins.tensors.keys()}
+    return frozenset(name for name, p in model.named_parameters() if id(p) in filled)
 
 
 def _steps(recorder: Recorder, watched: OptimizerTrace | None) -> Taken:
@@ -215,58 +178,6 @@ def _freeze_others(recorder: Recorder, watched: OptimizerTrace | None, twins: Tw
         twins.freeze({key for w in recorder.optimizers.values() if w not in watched.members for key in w.ids} - watched.ids)
 
 
-def _optimizer(
-    recorder: Recorder, watched: OptimizerTrace | None, model: nn.Module, twins: Twins
-) -> tuple[torch.optim.Optimizer, bool, Assumption]:
-    if watched is None:
-        assumed, said = assumed_optimizer(None)(model)
-        return assumed, False, said
-    made = [_as_the_script_uses_it(w, twins, recorder.bounds) for w in watched.members]
-    text = ", and ".join(words for _, words in made)
-    return as_one([optimizer for optimizer, _ in made]), True, Assumption("optimizer", f"optimizer: {text}", given=True)
-
-
-def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins, bounds: Bounds) -> tuple[torch.optim.Optimizer, str]:
-    """A copy that has the rates and the state it has in the script, and a description of it."""
-    optimizer = _copied_optimizer(watched, twins)
-    text = f"{type(optimizer).__name__} {_origin(watched)}"
-    life = watched.life
-    if life is not None and watched.forgets:
-        Forgetting.attach(optimizer, life)
-    ids = watched.ids
-    kept = [(w, p) for key, w in twins.tensors.items() if key in ids for p in bounds.of(key, len(watched.steps))]
-    if kept:
-        optimizer.register_step_post_hook(Projections(kept).after)
-        text += f", {len({id(w) for w, _ in kept})} weights put back within bounds after each step"
-    if any(watched.options):
-        optimizer.register_step_pre_hook(StepOptions(watched.options).before)
-    rates = [s.rates for s in watched.steps]
-    schedule = Schedule.of(rates)
-    if schedule is None:
-        return optimizer, f"{text}, lr {rate_of(optimizer):g}"
-    for group, rate in zip(optimizer.param_groups, schedule.peaks, strict=True):
-        group["lr"] = rate
-    optimizer.register_step_pre_hook(schedule.before)
-    optimizer.register_step_post_hook(schedule.after)
-    return optimizer, f"{text}, its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
-
-
-def _origin(watched: OptimizerTrace) -> str:
-    if watched.changes is None:
-        return f"`{watched.label or 'optimizer'}` of the script"
-    place = f" in line {watched.step_site.line}" if watched.step_site is not None else ""
-    return f"(the rule that the script's update{place} follows)"
-
-
-def _copied_optimizer(watched: OptimizerTrace, twins: Twins) -> torch.optim.Optimizer:
-    """The optimizer as it was before its first step, with the parameters that are trained here. One that took no step is as it was."""
-    if watched.copy is None:
-        return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
-    held = [p for group in watched.copy.param_groups for p in group["params"]]
-    own = {id(p): twins.tensors[key] for p, key in zip(held, watched.keys, strict=True) if key in twins.tensors}
-    return copy_optimizer(watched.copy, {**twins.memo, **own})
-
-
 def _clipping(recorder: Recorder, watched: OptimizerTrace | None) -> Clipping | None:
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
@@ -278,7 +189,3 @@ def _clipping(recorder: Recorder, watched: OptimizerTrace | None) -> Clipping | 
 
 def _acts(clip: ClipCalls) -> bool:
     return clip.calls > clip.late + clip.early + clip.foreign + clip.empty and 0 < clip.threshold < math.inf
-
-
-def _count(number: int) -> str:
-    return f"{number} batch{'es' if number != 1 else ''}"

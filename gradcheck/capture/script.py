@@ -1,11 +1,10 @@
-"""Running a training script, unchanged, under a recorder until it has taken enough steps; or on the batch of a spike, kept before."""
+"""Running a training script, unchanged, under a recorder until it has taken enough steps."""
 
 import atexit
 import contextlib
 import functools
 import gc
 import io
-import itertools
 import logging
 import os
 import select
@@ -22,16 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck import rank
-from gradcheck.analysis.convergence import FEWEST_STEPS
-from gradcheck.capture.alarm import GRACE, Alarm, Stop
-from gradcheck.capture.events import taken_alike
+from gradcheck.capture.alarm import Alarm, Stop
+from gradcheck.capture.clock import TAPED, Clock, Tick
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.further import further_training
+from gradcheck.capture.kept_step import KeptStep
 from gradcheck.capture.mirror import Mirror, keep_checkpoints
 from gradcheck.capture.program import start
 from gradcheck.capture.ranks import note_processes, ranks_kept
@@ -41,82 +37,9 @@ from gradcheck.errors import TargetError
 from gradcheck.files import temporary_folder
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
-from gradcheck.types.location import Location
-from gradcheck.types.report import FEWEST_SEEN
-from gradcheck.workload.kept_batch import like, load, restore_random
 from gradcheck.workload.lockstep import hidden_shards
 from gradcheck.workload.notebook import code_cells, shell
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of
-
-
-class KeptStep:
-    """Raises TargetError for a file that holds none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.saved = load(path)
-        self.state: dict[str, torch.Tensor] = self.saved["model"]
-        self.batches = 0
-        self.placed = False
-        self._handle: Any = None
-
-    def install(self, patches: Patches) -> None:
-        patches.wrap(_BaseDataLoaderIter, "__next__", self._giving)
-        self._handle = register_module_forward_pre_hook(self._called)
-
-    def _giving(self, original: Any) -> Any:
-        def give(iterator: Any) -> Any:
-            batch = original(iterator)
-            try:
-                batch = like(batch, self.saved["batch"])
-            except ValueError:  # another loader's
-                return batch
-            self.batches += 1
-            return batch
-
-        return give
-
-    @torch.no_grad()
-    def _called(self, module: nn.Module, args: Any) -> None:
-        """Calls come from the outside in: the first that fits is the whole model."""
-        own = module.state_dict() if not self.placed and self.batches else {}
-        if not own or own.keys() != self.state.keys() or any(own[k].shape != self.state[k].shape for k in own):
-            return
-        for name, value in own.items():
-            value.copy_(self.state[name])
-        restore_random(self.saved["random"])
-        self.placed = True
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def check(self, error: BaseException | None) -> None:
-        """Call it when the script is over. Raises TargetError if it did not run on what is kept; the error that ended it comes first."""
-        self._let_go()
-        if error is not None and not (self.batches and self.placed) and isinstance(error, Exception):
-            return
-        if not self.batches:
-            hint = "name the script and the arguments that the file was kept with"
-            raise TargetError(f"no DataLoader of the script gives batches like that of {self.path}", hint=hint)
-        if not self.placed:
-            hint = "build the model with the arguments that the file was kept with"
-            raise TargetError(f"no model of the script has the parameters that {self.path} holds", hint=hint)
-
-
-TAPED = 32  # steps whose computations are kept
-FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
-FOLLOWING = 3.0  # seconds for those beyond the taped ones, and beyond as many as can be judged by themselves
-BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
-SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
-BEGUN = 8  # backward passes without any step, after which a script counts as one that trains
-IDLE = 160  # backward passes without any step, after which none is expected any more
-WAITED = 4.0  # seconds for the end of a training that was followed for long enough, where another one comes after it
-WAITED_SHARE = 0.25  # the same of a budget that the user sets
-
-Tick = Callable[[str, float], None]  # phase, fraction done
 
 
 @dataclass
@@ -139,88 +62,6 @@ class Capture:
 
 _TIMERS = {getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name)}
 _REGISTER = atexit.register
-
-
-@dataclass
-class _Clock:
-    """When to stop: called by the recorder after each backward pass and step, and asked by the alarm."""
-
-    spec: ScriptSpec
-    recorder: Recorder
-    tick: Tick
-    began: float = field(default_factory=time.monotonic)
-    taped_at: float | None = None
-    told_at: float | None = None  # when the script was told to end
-    by_time: bool = False
-    known: dict[int, torch.optim.Optimizer] = field(default_factory=dict)  # by id, of trainings that were followed for long enough
-    next: Location | None = None  # the training that is waited for
-    waited: float = 0.0  # seconds
-    waits_from: float = 0.0
-
-    def __call__(self, recorder: Recorder) -> None:
-        if self.told_at is not None or self._late() or self._enough(recorder):
-            self.tell()
-            raise Stop
-
-    def tell(self) -> None:
-        """Tells the script to end."""
-        self.told_at = self.told_at or time.monotonic()
-
-    def due(self) -> bool:
-        """Whether the script is to be ended wherever it is. It is left alone for a while after it was told to end."""
-        if self.told_at is None and (self._late() or self._in_vain()):
-            self.tell()
-            return True
-        return self.told_at is not None and time.monotonic() - self.told_at > GRACE
-
-    def _late(self) -> bool:
-        """A script that has taken some steps leaves time for measuring; one that has not gets all of it."""
-        budget = self.spec.budget or BUDGET
-        if self.spec.budget is not None and (self._steps() >= FEWEST_SEEN or self.recorder.backwards >= BEGUN):
-            budget *= SCRIPT_SHARE
-        self.by_time = self.by_time or time.monotonic() - self.began > budget
-        return self.by_time
-
-    def _steps(self) -> int:
-        return taken_alike(w for w in list(self.recorder.optimizers.values()) if id(w.optimizer) not in self.known)
-
-    def _enough(self, recorder: Recorder) -> bool:
-        """Whether the training that runs was followed for long enough, and none that comes after it is to be waited for."""
-        if self.next is None:
-            return self._followed(recorder) and not self._waits_for_next(recorder)
-        if not self._steps():
-            return self._in_vain()
-        self.waited, self.next, self.taped_at = self.waited + time.monotonic() - self.waits_from, None, None
-        return False
-
-    def _in_vain(self) -> bool:
-        limit = WAITED if self.spec.budget is None else WAITED_SHARE * self.spec.budget
-        return self.next is not None and not self._steps() and self.waited + time.monotonic() - self.waits_from > limit
-
-    def _waits_for_next(self, recorder: Recorder) -> bool:
-        if self.spec.steps is not None or rank.rank_and_world_size()[1] > 1:
-            return False
-        stack = reversed(list(traceback.walk_stack(sys._getframe())))
-        running = itertools.dropwhile(lambda at: at[0].f_code is not Alarm.guarded.__code__, stack)
-        self.known = {id(w.optimizer): w.optimizer for w in recorder.optimizers.values() if w.steps}
-        self.waits_from = time.monotonic()
-        self.next = further_training(running)  # last: the alarm asks, too
-        return self.next is not None
-
-    def _followed(self, recorder: Recorder) -> bool:
-        most, wanted = self._steps(), self.spec.steps
-        if not most:
-            return recorder.backwards >= max(IDLE, 2 * (wanted or 0))
-        self.tick(f"running the script: step {most}", min(1.0, most / (wanted or FOLLOWED)))
-        if wanted is not None:
-            return most >= wanted
-        if most < TAPED:
-            return False
-        if rank.rank_and_world_size()[1] > 1:  # by count alone: all processes have to end at the same step
-            return True
-        now = time.perf_counter()
-        self.taped_at = self.taped_at or now
-        return most >= FOLLOWED or (most >= FEWEST_STEPS and now - self.taped_at > FOLLOWING)
 
 
 @contextmanager
@@ -273,7 +114,7 @@ class _Run:
     def go(self, sites: Sites, tick: Tick) -> Capture:
         recorder = Recorder(sites, min(TAPED, self.spec.steps or TAPED))
         recorder.owners.offload = self.spec.offload
-        clock = _Clock(self.spec, recorder, tick)
+        clock = Clock(self.spec, recorder, tick)
         recorder.observer = clock
         alarm = Alarm(clock.due, clock.tell)
         error: BaseException | None = None
@@ -406,7 +247,7 @@ def _put_back(handlers: dict[int, Any], timers: set[int]) -> None:
                 signal.signal(number, handler)
 
 
-def _ending(error: BaseException | None, clock: _Clock) -> Ending:
+def _ending(error: BaseException | None, clock: Clock) -> Ending:
     if isinstance(error, Stop) or clock.told_at is not None:
         further = further_training(traceback.walk_tb(error.__traceback__)) if isinstance(error, Stop) else None
         return Ending("budget" if clock.by_time else "stopped", further=further)

@@ -12,13 +12,14 @@ import torch
 from gradcheck.analysis.convergence import FEWEST_STEPS, outcome
 from gradcheck.analysis.gaps import described
 from gradcheck.capture.build import workload_of
+from gradcheck.capture.clock import WAITED
 from gradcheck.capture.events import OptimizerTrace, taken_alike
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.nodes import nodes_behind
 from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
-from gradcheck.capture.script import WAITED, Capture
+from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.together import call_through, joined, opponents, pulls_along
 from gradcheck.capture.twins import ReplayMismatch

@@ -128,7 +128,7 @@ def ran(folder: Path, text: str, seconds: float = 0.2) -> Capture:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alarm, "GRACE", 0.1)
-    monkeypatch.setattr("gradcheck.capture.script.GRACE", 0.1)
+    monkeypatch.setattr("gradcheck.capture.clock.GRACE", 0.1)
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -143,7 +143,7 @@ def test_a_script_ends_when_its_time_is_up(name: str, tmp_path: Path, capsys: py
 
 def test_cleaning_up_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alarm, "GRACE", 300)
-    monkeypatch.setattr("gradcheck.capture.script.GRACE", 300)
+    monkeypatch.setattr("gradcheck.capture.clock.GRACE", 300)
     capture = ran(tmp_path, "done = []\ntry: spin(600)\nfinally:\n    spin(0.2)\n    done.append('saved')\n")
     assert capture.ending.how == "budget" and capture.module.done == ["saved"]
 
@@ -162,7 +162,7 @@ def steps_of(capture: Capture) -> int:
 
 
 def test_a_script_that_has_begun_to_train_leaves_time_for_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradcheck.capture.script.SCRIPT_SHARE", 0.2 / 600)
+    monkeypatch.setattr("gradcheck.capture.clock.SCRIPT_SHARE", 0.2 / 600)
     capture = ran(tmp_path, TRAIN + "while True: step(); time.sleep(0.01)", seconds=600)
     assert capture.ending.how == "budget" and steps_of(capture) and capture.seconds < 600
 

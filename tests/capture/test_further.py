@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from gradcheck.capture import script
+from gradcheck.capture import clock
 from gradcheck.capture.further import further_training
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
@@ -94,7 +94,7 @@ def test_a_second_training_is_reached(tmp_path):
 
 
 def test_one_that_is_not_reached_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "WAITED", 0.1)
+    monkeypatch.setattr(clock, "WAITED", 0.1)
     path = written(tmp_path, TWO.replace("STEPS", "10**9"))
     (_, why) = run(path)
     assert why == [f"{path} trains further from line 18: that was not reached"]
