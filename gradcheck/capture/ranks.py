@@ -103,7 +103,7 @@ def ranks_kept() -> Iterator[list[Any]]:
 
         patches.wrap(FSDPParamGroup, "__init__", noted(groups))
         patches.wrap(FullyShardedDataParallel, "__init__", noted(hidden))
-        patches.wrap_everywhere(dist, {"destroy_process_group": lambda destroy: lambda *group: ended.append(group)})
+        patches.wrap_everywhere(dist, {"destroy_process_group": lambda _: lambda *group: ended.append(group)})
         try:
             yield hidden
         finally:
