@@ -1,5 +1,5 @@
-"""The build is what pyproject.toml says, but smaller: the samples of `gradcheck demo` lie in one file, the pages of the rules in another, and
-deflate works at its best."""
+"""The build is what pyproject.toml says, but smaller: the samples of `gradcheck demo` lie in one file, the pages of the rules in another,
+and deflate works at its best."""
 
 import ast
 import bz2
