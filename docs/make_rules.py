@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from docs.config_schema import schema  # noqa: E402
 from gradcheck.judge.registry import builtin_rules  # noqa: E402
-from gradcheck.report.config_schema import schema  # noqa: E402
 from gradcheck.types.rule import Rule  # noqa: E402
 
 FOLDER = ROOT / "docs" / "rules"

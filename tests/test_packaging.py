@@ -119,6 +119,22 @@ def test_wheel_brings_the_samples_of_the_demo_and_stays_small(wheel: Path, tmp_p
     assert wheel.stat().st_size < 1_500_000
 
 
+def test_wheel_says_of_its_rules_what_the_sources_say(wheel: Path, tmp_path: Path) -> None:
+    """Their pages lie in one file, and their docstrings keep the first line; no line of the source moves."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    command = [sys.executable, "-P", "-m", "gradcheck", "rules", "--all", "--output", "json"]
+    said = [
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=True).stdout
+        for root in (site, ROOT)
+    ]
+    assert said[0] == said[1] and len(json.loads(said[0])) > 100
+    for path in ROOT.glob("rules/*/*.py"):
+        packed = (site / "gradcheck" / path.relative_to(ROOT)).read_text(encoding="utf-8")
+        assert len(packed.splitlines()) == len(path.read_text(encoding="utf-8").splitlines())
+        assert "## What it finds" not in packed
+
+
 def test_wheel_from_the_source_distribution_is_the_same(wheel: Path, sources: Path, tmp_path: Path) -> None:
     with tarfile.open(build("build_sdist", sources, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")

@@ -31,7 +31,7 @@ from gradcheck.capture.steps import GradientChanges, Steps
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.loop_hooks import LoopHooks, LoopListener
-from gradcheck.instrument.patches import Patches, push_below
+from gradcheck.instrument.patches import Patches, function_apply, push_below
 from gradcheck.workload.source_sites import Sites
 from gradcheck.workload.tensors import is_transformed
 
@@ -136,8 +136,7 @@ class Installation:
             wrap(torch.func, name, make)
         for home in (torch, torch.func):
             wrap(home, "vmap", self.functional.mapping)
-        applied = vars(torch.autograd.Function)["apply"].__func__
-        self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(applied)))
+        self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(function_apply())))
         wrap(torch.Tensor, "as_subclass", self.forward.retyping)
         variable = self.forward.making_variable
         self._patches.put(type(torch.autograd.Variable), "__call__", lambda kind, *args, **kwargs: variable(kind, *args, **kwargs))

@@ -79,6 +79,12 @@ Look = Callable[[Any, Callable[..., Any], Any, Any], Any]  # (function, what app
 _looks: list[Look] = []
 
 
+def function_apply() -> Callable[..., Any]:
+    """`torch.autograd.Function.apply`, which takes the class first; up to torch 2.14 it is a classmethod of Python, later one of C."""
+    held = vars(torch.autograd.Function)["apply"]
+    return lambda kind, *args, **kwargs: held.__get__(None, kind)(*args, **kwargs)
+
+
 def applied(whole: Callable[..., Any], kind: Any, *args: Any, **kwargs: Any) -> Any:
     """A call as it is replayed: whoever looks at calls sees it."""
     return _looks[-1](kind, whole, args, kwargs) if _looks else whole(kind, *args, **kwargs)
@@ -87,10 +93,10 @@ def applied(whole: Callable[..., Any], kind: Any, *args: Any, **kwargs: Any) -> 
 @contextmanager
 def seen_by(look: Look) -> Iterator[None]:
     """While active, `look` makes the calls."""
-    before = vars(torch.autograd.Function)["apply"]
+    before, whole = vars(torch.autograd.Function)["apply"], function_apply()
 
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        return look(kind, before.__func__, args, kwargs)
+        return look(kind, whole, args, kwargs)
 
     setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
     _looks.append(look)

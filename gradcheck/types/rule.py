@@ -12,6 +12,7 @@ It imports no torch and changes nothing.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
@@ -196,11 +197,22 @@ class Rule:
     def page(self) -> str:
         import inspect
 
-        return inspect.cleandoc(self.check.__doc__ or "")
+        page = inspect.cleandoc(self.check.__doc__ or "")
+        return packed_pages().get(self.check.__name__, page) if self.origin == "gradcheck" else page
 
     @property
     def summary(self) -> str:
-        return self.page.partition("\n")[0].rstrip(".")
+        return (self.check.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
+
+@functools.cache
+def packed_pages() -> Mapping[str, str]:
+    """Function -> page in a wheel, where one file holds the pages and a rule's docstring their first line (setup.py); else nothing."""
+    import bz2
+    import json
+
+    packed = Path(__file__).parents[1] / "rule_pages.json.bz2"
+    return json.loads(bz2.decompress(packed.read_bytes())) if packed.exists() else {}
 
 
 def rule(

@@ -300,6 +300,13 @@ def test_a_script_with_two_optimizers_gives_two_trainings_that_freeze_each_other
     assert type(second.optimizer).__name__ == "Adam"
 
 
+def test_custom_functions_of_newer_torch_are_recorded(monkeypatch):
+    """From torch 2.15 on, `Function.apply` is a classmethod of C, which has no `__func__`."""
+    monkeypatch.setattr(torch.autograd.Function, "apply", vars(torch._C._FunctionBase)["apply"])
+    recorder, _ = recorded(custom_function)
+    assert len(workloads(recorder)) == 1
+
+
 def test_what_is_hidden_from_the_tape_is_said():
     def loop() -> list[Any]:
         model = nn.Linear(4, 3)

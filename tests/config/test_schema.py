@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from docs.config_schema import ABOUT, schema
 from gradcheck.config import keys
 from gradcheck.config.keys import parse
 from gradcheck.config.settings import Settings
@@ -16,7 +17,6 @@ from gradcheck.config.toml_file import Source
 from gradcheck.errors import ConfigError
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.judge.select import check_rule_settings
-from gradcheck.report.config_schema import ABOUT, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = schema(builtin_rules())
