@@ -208,6 +208,7 @@ def changed_at_once(m: Measurement) -> CurveSpike | None:
             return spike
     return None
 
+
 RENEWED = 10  # values after which the limits are reckoned again: a loop may take thousands of steps a second
 NAMED = 3  # samples
 LEAST = 0.01  # of a loss, for a sample to be named
