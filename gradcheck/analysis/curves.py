@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 
+from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.gauges import Spike
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.training import LogColumn
 
 NORMAL = 1.4826  # standard deviation of normal numbers over their median distance from the median
@@ -183,6 +185,30 @@ def thirds(curve: LogColumn) -> tuple[float, float] | None:
 
 
 SCORE, REACH = 10.0, 3.0  # as for the losses of a log (LOG003), whose sources say why
+AT_ONCE = 0.5, 0.33  # of the highest value that follows; of the rise, that it comes down again: as in LOG002
+SMALL = 0.1  # of a weight: an update that no calibrated run diverged with at once (OPT001)
+RATE = 10.0, 5  # as log-rate-jumps
+
+
+def changed_at_once(m: Measurement) -> CurveSpike | None:
+    """A jump of a watched run's loss that its steps did not make: the data, the labels or the loss changed there.
+
+    Weights that run away do so from step to step. This one is at its height at once, after small updates, and the steps bring it down.
+    """
+    course = m.course
+    if not m.probe.live or course is None or course.loss is None or course.rate is None or first_jump(course.rate.finite, *RATE, gap=1):
+        return None
+    curve = course.loss.finite
+    for spike in spikes(curve, SCORE, REACH):
+        at = bisect_left(curve.steps, spike.step)
+        after = curve.values[at:]
+        first = max(after[: 1 + (spike.step - curve.steps[at - 1] > 1)])  # of means over several steps, one holds only a part of it
+        down = len(after) < WINDOW or first - ends(after)[1] > AT_ONCE[1] * (first - spike.level)
+        if spike.back is None and down and first >= AT_ONCE[0] * max(after) and (update_ratio(m, spike.step) or 1.0) < SMALL:
+            return spike
+    return None
+
+
 RENEWED = 10  # values after which the limits are reckoned again: a loop may take thousands of steps a second
 NAMED = 3  # samples
 LEAST = 0.01  # of a loss, for a sample to be named

@@ -38,10 +38,11 @@ def decay_matters(m: Measurement, p: Parameter) -> bool:
     return p.weight_decay * (p.lr if p.lr is not None else o.lr) * LONG >= LEAST_DECAY
 
 
-def update_ratio(m: Measurement) -> float | None:
+def update_ratio(m: Measurement, before: float | None = None) -> float | None:
     """Median of ||update|| / ||weight|| over weight matrices and the measured steps 3 to 20, or all when it broke off earlier.
 
-    Zero-initialised weights are left out, and those without gradient: what no gradient moves says nothing about the rate.
+    `before`: of the last measured step before this one instead. Zero-initialised weights are left out, and those without gradient: what
+    no gradient moves says nothing about the rate.
     """
     ratios = [
         (s.step, s.update_ratio)
@@ -50,6 +51,10 @@ def update_ratio(m: Measurement) -> float | None:
         for s in p.steps
         if s.update_ratio is not None and math.isfinite(s.update_ratio) and s.gradient_norm
     ]
+    if before is not None:
+        ratios = [(step, ratio) for step, ratio in ratios if step < before]
+        last = max((step for step, _ in ratios), default=0)
+        return median([ratio for step, ratio in ratios if step == last]) if ratios else None
     settled = [ratio for step, ratio in ratios if FIRST <= step <= LAST]
     return median(settled or [ratio for _, ratio in ratios]) if ratios else None
 

@@ -12,6 +12,7 @@ from statistics import median
 from gradcheck.config.settings import EVERY, OVERHEAD
 
 WINDOW = 64  # steps of each kind that are compared
+OUTLIER = 4.0  # times the median: what takes longer waited for the processor, which others used, too
 TOLD = 5.0  # seconds after the first steps: of less a single measured step is a large share, and says nothing of the run
 
 
@@ -26,6 +27,7 @@ class StepTimer:
     began: float = 0.0  # on the clock: when the cost of watching began to count against its share
     spent: float = 0.0  # seconds since then
     now: float = field(default_factory=time.perf_counter)  # when a step ended last
+    _hooks: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of samples that make up `own`
 
     def step(self, measured: bool) -> None:
         now = time.perf_counter()
@@ -34,7 +36,12 @@ class StepTimer:
         if self.steps > 1:  # the first one warms up
             (self.measured if measured else self.bare).append(took)
         if measured and self.began:
-            self.spent += max(0.0, took - self.usual)
+            self.spent += max(0.0, min(took - self.usual, OUTLIER * self.next_cost))
+
+    def note_own(self, seconds: float) -> None:
+        """That hooks of unmeasured steps have taken."""
+        self._hooks.append(seconds)
+        self.own += min(seconds, OUTLIER * median(self._hooks))
 
     def resume(self) -> None:
         """After the work that follows a measured step, which does not belong to the next step."""

@@ -324,7 +324,8 @@ class LoopMonitor(LoopListener):
             self._clear()
         self.record.steps = step = self.record.steps + 1
         self.pace.step(False)
-        self.pace.own += OWN * self.hooks.sampled(step, self.pace.now)
+        if taken := self.hooks.sampled(step, self.pace.now):
+            self.pace.note_own(OWN * taken)
         if step in (GLANCE, FOLLOWED):
             self.hooks.hear("before_backward", self.retained, not self.retained.over)
         self.cadence.look(step)

@@ -83,6 +83,7 @@ ADVICE_ONLY: dict[str, str] = {
     "z-loss": "a term of the loss is the user's to add",
     "watch-run": "a log does not show what the training does",
     "look-at-rank": "what a process reads is decided where it is started",
+    "look-at-data": "what a loop reads is its own",
     "keep-or-remove": _MEANING,
     "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
     "mask-padding": "how padding is left out follows from what the places are put together by",

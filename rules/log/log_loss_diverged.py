@@ -1,7 +1,7 @@
 from statistics import median
 
 from gradcheck.analysis.convergence import levelled
-from gradcheck.analysis.curves import ends, level_error, lowest, noise, spikes
+from gradcheck.analysis.curves import changed_at_once, ends, level_error, lowest, noise, spikes
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.log import NO_LOSS, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
@@ -105,7 +105,7 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     if not finished and learned < limits["least"] * abs(first):
         return []
     least, clear = (limits["noise"] * size(curve.values) for size in (level_error if finished else noise, noise))
-    if not lost > least or learned <= 0 or not lost > limits["lost"] * learned:
+    if not lost > least or learned <= 0 or not lost > limits["lost"] * learned or changed_at_once(m):
         return []
     gone = last > first and learned > limits["learned"] * abs(first) and lost > clear
     gone = gone and (not _may_be_meant(log, curve, limits) if finished else _level_tells(m, last))

@@ -1,7 +1,7 @@
-from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
+from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, changed_at_once, ends, resembling, spikes
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log import NO_LOSS, at_step, led_by_rewards, look, recorded
-from gradcheck.types.finding import Evidence, Severity
+from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, required, rule
 from gradcheck.types.training import LogFacts
@@ -44,7 +44,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of
     the way back to the first level: a bad shard of the data looks so. Others are advice. So are all in
     a log with rewards, and, in a run that is watched, all that come back: targets that are renewed now and then, as in Q-learning,
-    make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is the reason.
+    make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is the reason. In a watched run a jump that is
+    at its height at once, after updates below 10 % of the weights, and comes down from there by a third, is none of the weights'.
 
     ## When to ignore it
     When the data change at that step on purpose.
@@ -87,6 +88,10 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     )
     evidence = Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations")
     remedies = look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}")
+    changed = changed_at_once(m)
+    if changed is not None:
+        message += ": at once, after small updates, so the data, their labels or the loss changed there, and not the weights"
+        remedies = Remedy("look-at-data", f"look at what the loop reads and computes from {at_step(changed.step)} on")
     return [found(severity, message, evidence=evidence, remedies=remedies)]
 
 

@@ -12,7 +12,7 @@ from gradcheck.analysis.convergence import (
     training_outcome,
 )
 from gradcheck.analysis.costs import learns_slowly
-from gradcheck.analysis.curves import first_jump
+from gradcheck.analysis.curves import changed_at_once, first_jump
 from gradcheck.analysis.update_sizes import outgrowth, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
@@ -187,6 +187,8 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
         return [order_finding(m)]
     ran_away = outcome == "diverges" and m.probe.ended != "non-finite" and relative_decrease(m.probe, m.chance) < -limits["rise"]
     lapsed = relapse(m.probe, m.chance)
+    if (ran_away or lapsed is not None) and changed_at_once(m):
+        return []
     if not learns and (ran_away or lapsed is not None) and not any_learned(m):
         return [diverging(m, limits)]
     if lapsed is not None:

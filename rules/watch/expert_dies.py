@@ -18,7 +18,7 @@ FEWEST_CHOICES = 50  # for each expert, on average, as router-collapse
     limits={
         "dead": Limit(0.02, "of an equal share", "heuristic: of 50 choices for each expert one"),
         "alive": Limit(0.2, "of an equal share", "heuristic: it had work once; measured: balanced routers give each expert 0.5 or more"),
-        "looks": Limit(4, "measured steps", "heuristic: a batch may have nothing for an expert"),
+        "looks": Limit(3, "measured steps", "heuristic: a batch may have nothing for an expert"),
     },
 )
 def expert_dies(m: Measurement, limits: Limits) -> Verdict:
@@ -35,7 +35,7 @@ def expert_dies(m: Measurement, limits: Limits) -> Verdict:
     The choices in the measured steps, from the top-k, argmax or maximum over the scores of the router.
 
     ## Limits and their sources
-    `dead`: below 2 % of an equal share in each of the last `looks` (4) measured steps, after `alive` (20 % of it) on average over a quarter
+    `dead`: below 2 % of an equal share in each of the last `looks` (3) measured steps, after `alive` (20 % of it) on average over a quarter
     of the measured steps or more. No judgement with fewer than 50 choices for each expert.
 
     ## When to ignore it

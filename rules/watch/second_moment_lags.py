@@ -1,5 +1,6 @@
 from statistics import median
 
+from gradcheck.analysis.curves import changed_at_once
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
@@ -43,7 +44,8 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `lag` (8) in a single step, or `lasting` (2.3) in `looks` (2) measured steps in a row where the tensor departs from its own history.
-    It is advice where the loss had jumped before that step was taken, and the tensor is in line again within 8 steps: measured in a
+    It is advice where the loss had jumped before that step was taken, and either stays up (`log-loss-spikes` says that the data or the
+    loss changed) or the tensor is in line again within 8 steps: measured in a
     mixture of experts, the loss was back at once, with the long step and without it. Of 12 healthy runs of 2000 steps each (MLPs,
     convolutional nets, transformers, LSTM, GAN, autoencoder) those of GPTs stay below 2.3 in each step and tensor, as in the paper;
     small nets near zero loss reach 5.3, Q-learning 6.4 as its targets are renewed. Where the data change at once it is 9 to 24; by step
@@ -85,6 +87,11 @@ def _jumped(m: Measurement, g: Gauge, limits: Limits) -> bool:
     return over and any(s.what == "loss" and s.step == step for s in m.spikes)
 
 
+def _changed(m: Measurement, step: int) -> bool:
+    changed = changed_at_once(m)
+    return changed is not None and 0 <= step - changed.step <= SOON
+
+
 def _largest(g: Gauge) -> tuple[float, int]:
     """Value and step."""
     d = g.departure
@@ -102,9 +109,12 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
         f"at step {step} the gradient of {quoted(worst.name)} is {number(lag)} times what Adam's second moment expects (limit "
         f"{number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that; "
     )
-    jumped = all(_jumped(m, g, limits) for g in bad)
+    changed = _changed(m, step)
+    jumped = changed or all(_jumped(m, g, limits) for g in bad)
     message += (
-        "but the loss had jumped before it was taken, and the gradient is in line again: a batch unlike the others"
+        "but the loss had jumped before it was taken, for good: other data, or another loss"
+        if changed
+        else "but the loss had jumped before it was taken, and the gradient is in line again: a batch unlike the others"
         if jumped
         else "a spike of the loss follows 1 to 8 steps later"
     )

@@ -72,6 +72,18 @@ def test_hooks_of_other_steps_count_and_never_stop_the_looking(own: float, held:
     assert run.spent + min(run.pace.own, 0.02 * (run.now - began)) <= held * (run.now - began)
 
 
+def test_moments_without_the_processor_are_no_cost_of_watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, 0.01, 0.02)
+    run.take(4)
+    run.pace.spent = run.pace.own = 0.0
+    for i in range(90):
+        run.pace.note_own(0.5 if i % 10 == 9 else 0.001)
+    assert run.pace.own == pytest.approx(81 * 0.001 + 9 * 0.004)
+    run.measured = 5.0
+    assert len(run.take(100, 4)) == 5
+    assert run.pace.spent == pytest.approx(0.04)
+
+
 def test_at_most_one_step_in_fifty_unless_steps_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Run(monkeypatch, 0.1, 0.101).take(160) == [0, 1, 2, 3, 53, 103, 153]
     long = Run(monkeypatch, 4.0, 4.2).take(30)

@@ -12,6 +12,7 @@ from gradcheck.rules.log.log_loss_diverged import log_loss_diverged
 from gradcheck.rules.log.log_loss_flat import log_loss_flat
 from gradcheck.rules.log.log_loss_spikes import log_loss_spikes
 from gradcheck.rules.log.log_rate_jumps import log_rate_jumps
+from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_too_high
 from gradcheck.rules.watch.attention_logits_grow import attention_logits_grow
 from gradcheck.rules.watch.expert_dies import expert_dies
 from gradcheck.rules.watch.gradient_out_of_line import gradient_out_of_line
@@ -112,9 +113,7 @@ def test_output_logits(values, fires):
     assert severities(output_logits_drift, watched(gauge("log-z", values))) == ["warning"] * fires
 
 
-@pytest.mark.parametrize(
-    ("last", "fires"), [([0.0] * 4, True), ([0.0] * 3, False), ([0.0, 0.0, 0.004, 0.0], True), ([0.0, 0.0, 0.006, 0.0], False)]
-)
+@pytest.mark.parametrize(("last", "fires"), [([0.0] * 3, True), ([0.0] * 2, False), ([0.0, 0.004, 0.0], True), ([0.0, 0.006, 0.0], False)])
 def test_an_expert_that_dies(last, fires):
     router = Router("moe", 4, 1, 1000, (0.0, 0.4, 0.3, 0.3), (0.25,) * 4, 0.9)
     m = watched(gauge("expert-load", [0.25] * 12 + last, name="moe, expert 0", layer="moe"), routers=(router,))
@@ -190,6 +189,31 @@ def test_a_live_loss_that_is_lost_again_is_an_error_above_chance_only(chance, se
     values = [2.0 - i / 60 for i in range(100)] + [0.4 + i / 50 for i in range(100)]
     m = replace(course(loss=values), chance=chance)
     assert severities(log_loss_diverged, m) == [severity]
+
+
+@pytest.mark.parametrize(
+    ("after", "ratio", "at_once"),
+    [
+        ([9.0 * 0.98**i + 2.0 for i in range(150)], 0.01, True),  # other labels: learned anew
+        ([11.0] * 40, 0.01, True),  # too soon to tell
+        ([11.0] * 150, 0.01, False),  # no step brings it down
+        ([9.0 * 0.98**i + 2.0 for i in range(150)], 0.2, False),  # by large steps
+        ([2.0 * 1.2**i for i in range(9)] + [11.0 * 0.99**i for i in range(150)], 0.01, False),  # from step to step
+    ],
+)
+def test_a_loss_that_jumps_at_once_after_small_steps_is_not_of_the_rate(after, ratio, at_once):
+    loss = [2.3 * 0.96**i + 0.01 * (-1) ** i + 0.02 for i in range(250)] + after
+    rate = LogColumn("rate", tuple(map(float, LOOKS)), (1e-3,) * len(LOOKS))
+    steps = tuple(ParameterStep(s, 1.0, 0.1, update_ratio=ratio) for s in LOOKS)
+    m = course(loss=loss)
+    assert m.course is not None
+    m = replace(m, course=replace(m.course, rate=rate), parameters=(parameter("fc.weight", steps=steps),), chance=2.3)
+    m = replace(m, probe=replace(m.probe, losses=tuple(loss), batches=len(loss)))
+    found = findings(log_loss_spikes, m)
+    assert any("at once, after small updates" in f.message for f in found) == at_once
+    assert bool(findings(log_loss_diverged, m)) != at_once and bool(findings(learning_rate_too_high, m)) != at_once
+    lags = Gauge("second-moment-lag", "fc.weight", "fc", (0, 250), (1.0, 15.0), 15.0, 250)
+    assert only(second_moment_lags, replace(m, gauges=(lags,))).severity == ("info" if at_once else "warning")
 
 
 def test_a_live_loss_that_does_not_fall_is_advice_after_500_steps():
