@@ -23,7 +23,6 @@ Numbers = tuple[int, int, int, float, float, float, float, float, float]  # coun
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
 HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; between them, one in 64
-BLAS_SERIAL = 1 << 13  # elements: OpenBLAS, behind numpy, shares longer dot products among threads of its own
 TINY, HUGE = 1e-15, 1e16  # largest entries outside this range: float32 squares of a chunk vanish, or their sum overflows
 CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
 
@@ -141,15 +140,18 @@ def numbers(values: Values) -> Numbers | None:
     count, low, high, total, square, zeros = len(values), math.inf, -math.inf, 0.0, 0.0, 0
     for start in range(0, count, CHUNK):
         part = _part(values, start)
-        least, most = float(np.minimum.reduce(part)), float(np.maximum.reduce(part))
+        chunk = torch.from_numpy(part)  # of 16,384 entries all this takes 23 us, by reductions of numpy 35
+        ends = chunk.aminmax()
+        least, most = ends.min.item(), ends.max.item()
         if not (math.isfinite(least) and math.isfinite(most)):
             return None
         low, high = min(low, least), max(high, most)
         if least == 0.0 == most:
             zeros += len(part)
             continue
-        its_total, its_square = _sums(part, max(most, -least))
-        total, square = total + its_total, square + its_square
+        if not TINY < max(most, -least) < HUGE:
+            chunk = chunk.double()
+        total, square = total + chunk.sum().item(), square + chunk.dot(chunk).item()
         if least <= 0.0 <= most:
             zeros += int(np.count_nonzero(np.equal(part, 0, out=_scratch.mask[: len(part)])))
     mean, mean_square = total / count, square / count
@@ -162,17 +164,6 @@ def numbers(values: Values) -> Numbers | None:
 def _square_about(values: Values, mean: float) -> float:
     chunks = (_part(values, start).astype(np.float64) for start in range(0, len(values), CHUNK))
     return math.fsum(float(np.square(chunk - mean).sum()) for chunk in chunks)
-
-
-def _sums(values: Array, largest: float) -> tuple[float, float]:
-    """Sum and sum of squares; in float64 where float32 would overflow or underflow."""
-    if TINY < largest < HUGE:
-        if len(values) <= BLAS_SERIAL:
-            return float(np.add.reduce(values)), float(np.dot(values, values))
-        chunk = torch.from_numpy(values)
-        return chunk.sum().item(), torch.dot(chunk, chunk).item()
-    wide = values.astype(np.float64)
-    return float(np.add.reduce(wide)), float(np.add.reduce(np.square(wide)))
 
 
 def exponents(sample: Array) -> tuple[int, tuple[int, ...]]:
