@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up, on_its_way, outcome, relative_decrease, sooner
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, faster, held_up, on_its_way, outcome, relative_decrease
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
@@ -132,7 +132,7 @@ class Failure:
         return self.learns(run) and (further or run.ended == "learned" or held_up(self.probe, self.chance))
 
     def learns(self, run: Run) -> bool:
-        return outcome(run, self.chance) == "learns" or (run.rate_factor != 1 and sooner(run, self.probe))
+        return outcome(run, self.chance) == "learns" or faster(run, self.probe, self.chance)
 
 
 def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:

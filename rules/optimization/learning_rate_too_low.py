@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
+from gradcheck.analysis.convergence import creeps, learned_later, on_its_way, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import number
 from gradcheck.rules.optimization import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
@@ -21,7 +21,8 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
         return "warning"
     small = ratio is None or ratio < limits["update_ratio"]
     crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
-    untold = any(r.name == SAME_RATE_LONGER and r.ended == "budget" and len(r.losses) <= len(m.probe.losses) for r in m.experiments)
+    cut_off = [r for r in m.experiments if r.name == SAME_RATE_LONGER and r.ended == "budget"]
+    untold = any(len(r.losses) <= len(m.probe.losses) or on_its_way(r, m.chance) for r in cut_off)
     return "error" if small and not crawls and not untold else "warning"
 
 
@@ -77,9 +78,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     measured steps 3 to 20. Rates that a schedule is still warming up are not judged; those that it only lowers are.
 
     ## Limits and their sources
-    An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
-    one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 % of the weight. Else, when the loss
-    crawls down by `crawl` 6 %, and when there was no time for more steps than the probe's, a warning. A rate that learns
+    An error: the probe stalls for three times its steps, or comes less than a third of the way down to chance in them, the best
+    of the other rates that learn is a higher one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 %
+    of the weight. Else, when the loss crawls down by `crawl` 6 %, and when there was no time for more steps, a warning. A rate that learns
     within ten times the probe's steps is a warning, and advice where its updates are `usual-ratio` 0.1 % of the weight or
     more. Without experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
@@ -107,7 +108,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     if m.optimizer.warming_up and not _falls(m):
         return not_applicable("the rate is still being warmed up")
     outcome, ratio = training_outcome(m), update_ratio(m)
-    run = best_rate(m, higher=True) if outcome == "stalls" else None
+    run = best_rate(m, higher=True) if outcome == "stalls" or creeps(m.probe, m.chance) else None
     if run is not None:
         later = learned_later(m)
         more = [Evidence("steps in which this rate learns", len(later.losses), len(m.probe.losses), ">")] if later is not None else ()
