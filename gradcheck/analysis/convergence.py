@@ -38,7 +38,7 @@ NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as dista
 LEAST_REACH = 1e-4  # of the loss: what is closer to its floor at the start is no measure
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
-CREEP = 1 / 3  # of the way down to chance: at a steady pace, three times the steps lead to chance, and learning only begins there
+CREEP = 1 / 3  # of the way down to chance, where learning begins: at a steady pace, it takes three times the steps
 LONG = 1000  # steps: a run that is still far after so many, ten times a probe's, has to lead somewhere
 REACH = 10.0  # runs this many times as long as the probe are usual
 
@@ -236,19 +236,14 @@ def creeps(run: Run, chance: float | None) -> bool:
 
 
 def comes_down(run: Run, probe: Run, chance: float | None) -> bool:
-    """Whether a run lies clearly below a probe that has stayed above chance, after the same steps on the same batches.
-
-    Chance is far enough: of a model whose loss cannot even get there, what lets it is the first thing to be told.
-    """
+    """Whether a run, after the same steps on the same batches, lies clearly below a probe that has stayed above chance: it may be there."""
     n = len(run.losses)
-    if chance is None or chance <= 0 or not FEWEST_STEPS <= n <= len(probe.losses) or len(probe.losses) < PATIENCE:
+    above = chance is not None and start_and_end(probe)[1] > (1 + CLEAR_FALL) * chance > 0
+    if not above or not FEWEST_STEPS <= n <= len(probe.losses) or len(probe.losses) < PATIENCE:
         return False
-    last = slice(n - max(min(run.batches, n), n // 4), n)
-    there = fmean(probe.losses[last])
-    gains = [b - a for a, b in zip(run.losses[last], probe.losses[last], strict=True)]
-    if not all(map(math.isfinite, gains)) or start_and_end(probe)[1] <= (1 + CLEAR_FALL) * chance:
-        return False
-    return fmean(gains) > max(CLEAR_FALL * _reach(run, there), STANDARD_ERRORS * _standard_error(gains))
+    first = n - max(min(run.batches, n), n // 4)
+    gains = [b - a for a, b in zip(run.losses[first:], probe.losses[first:n], strict=True)]
+    return fmean(gains) > max(CLEAR_FALL * _reach(run, fmean(probe.losses[first:n])), STANDARD_ERRORS * _standard_error(gains))
 
 
 def sooner(run: Run, probe: Run) -> bool:
@@ -264,7 +259,7 @@ def sooner(run: Run, probe: Run) -> bool:
 
 
 def faster(run: Run, probe: Run, chance: float | None) -> bool:
-    """Whether a run at another rate, beside the probe, shows that this rate gets on where the probe does not."""
+    """Whether a run at another rate shows that this rate gets on where the probe does not."""
     factor = run.rate_factor or 1
     return factor != 1 and (sooner(run, probe) or (factor > 1 and comes_down(run, probe, chance)))
 
@@ -277,10 +272,9 @@ def _live_outcome(run: Run, chance: float | None) -> Outcome:
     if relative_decrease(run, chance) >= CLEAR_FALL:
         return "learns"
     start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
-    if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
-        limit = DIVERGED * max(min(run.losses[0], start), chance)
-    elif chance is not None and chance > 0:
-        limit = BLOWN_UP_ABOVE_CHANCE * max(min(run.losses[0], start), chance)
+    if chance is not None and chance > 0:
+        times = DIVERGED if len(run.losses) >= FEWEST_STEPS else BLOWN_UP_ABOVE_CHANCE
+        limit = times * max(min(run.losses[0], start), chance)
     elif levelled(run, chance):
         limit = BLOWN_UP * max(abs(start), NEGLIGIBLE)
     else:

@@ -29,9 +29,8 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
     the first steps that were looked at.
 
     ## Why it matters
-    The gradient says nothing any more about where such a step ends: the loss rises, or falls by chance; units die or saturate
-    on the way. Close to the critical rate is another matter: training at full batches drives itself to it, and learns
-    there (the edge of stability).
+    The gradient does not say where such a step ends: the loss rises, or falls by chance; units die or saturate on the way.
+    Close to the critical rate, training at full batches still learns (the edge of stability).
 
     ## How it is measured
     On a copy at the start: the loss of a batch is computed at multiples of the update that your optimizer makes for it, each four
