@@ -42,7 +42,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     the uniform prediction, the best constant prediction, the floor of a softmax before `cross_entropy`. The linear model is a
     ridge regression of the targets on the flattened inputs, judged on a fifth of the samples that it was not fitted on. A loss
     that has left its start and still falls is not judged, nor one whose level says nothing, as that of a policy gradient; nor one
-    of unknown form that falls by 2 % on one batch: a distance to soft targets ends at their entropy, near where it starts; nor is a
+    of unknown form that falls by 2 % on one batch; nor is a
     model with fewer weights than the batch has targets expected to memorise them.
 
     ## Limits and their sources

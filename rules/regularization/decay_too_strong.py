@@ -41,8 +41,7 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that outweighs the data.
 
     ## Why it matters
-    Decay pulls every weight to zero at each step, whatever the batch says. When that pull wins, the outputs become
-    constants, and so does the loss.
+    Decay pulls every weight to zero at each step. When that pull wins, the outputs become constants, and so does the loss.
 
     ## How it is measured
     Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that depends on the weights when the
