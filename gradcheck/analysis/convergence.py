@@ -38,6 +38,7 @@ NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as dista
 LEAST_REACH = 1e-4  # of the loss: what is closer to its floor at the start is no measure
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
+CREEP = 1 / 3  # of the way down to chance, where learning begins: at a steady pace, it takes three times the steps
 LONG = 1000  # steps: a run that is still far after so many, ten times a probe's, has to lead somewhere
 REACH = 10.0  # runs this many times as long as the probe are usual
 
@@ -222,7 +223,27 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
 def held_up(run: Run, chance: float | None = None) -> bool:
     """Whether a run that was cut off on a plateau has not fallen at all: it may yet leave it, and is worth comparing with other rates."""
     cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP and levelled(run, chance)
-    return cut_off and outcome(run, chance) == "unknown" and relative_decrease(run, chance) < LEAST_FALL
+    flat = relative_decrease(run, chance) < LEAST_FALL and not on_its_way(run, chance)
+    return cut_off and flat and outcome(run, chance) == "unknown"
+
+
+def creeps(run: Run, chance: float | None) -> bool:
+    """Whether a loss far above chance falls, but has come little of the way down: a higher rate is worth a try."""
+    if chance is None or len(run.losses) < PATIENCE or not levelled(run, chance) or not on_its_way(run, chance):
+        return False
+    start, end, _ = start_and_end(run)
+    return end > FAR * chance > 0 and start - end < CREEP * (start - chance)
+
+
+def comes_down(run: Run, probe: Run, chance: float | None) -> bool:
+    """Whether a run, after the same steps on the same batches, lies clearly below a probe that has stayed above chance: it may be there."""
+    n = len(run.losses)
+    above = chance is not None and start_and_end(probe)[1] > (1 + CLEAR_FALL) * chance > 0
+    if not above or not FEWEST_STEPS <= n <= len(probe.losses) or len(probe.losses) < PATIENCE:
+        return False
+    first = n - max(min(run.batches, n), n // 4)
+    gains = [b - a for a, b in zip(run.losses[first:], probe.losses[first:n], strict=True)]
+    return fmean(gains) > max(CLEAR_FALL * _reach(run, fmean(probe.losses[first:n])), STANDARD_ERRORS * _standard_error(gains))
 
 
 def sooner(run: Run, probe: Run) -> bool:
@@ -237,6 +258,12 @@ def sooner(run: Run, probe: Run) -> bool:
     return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * _reach(run, run.losses[0])
 
 
+def faster(run: Run, probe: Run, chance: float | None) -> bool:
+    """Whether a run at another rate shows that this rate gets on where the probe does not."""
+    factor = run.rate_factor or 1
+    return factor != 1 and (sooner(run, probe) or (factor > 1 and comes_down(run, probe, chance)))
+
+
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
     """Outcome of the user's own run. A loss that stays, or rises a little, proves nothing: it may be resumed or driven by rewards.
 
@@ -245,10 +272,9 @@ def _live_outcome(run: Run, chance: float | None) -> Outcome:
     if relative_decrease(run, chance) >= CLEAR_FALL:
         return "learns"
     start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
-    if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
-        limit = DIVERGED * max(min(run.losses[0], start), chance)
-    elif chance is not None and chance > 0:
-        limit = BLOWN_UP_ABOVE_CHANCE * max(min(run.losses[0], start), chance)
+    if chance is not None and chance > 0:
+        times = DIVERGED if len(run.losses) >= FEWEST_STEPS else BLOWN_UP_ABOVE_CHANCE
+        limit = times * max(min(run.losses[0], start), chance)
     elif levelled(run, chance):
         limit = BLOWN_UP * max(abs(start), NEGLIGIBLE)
     else:
@@ -330,7 +356,7 @@ def depends_on_order(m: Measurement) -> bool:
 
 def experiment_outcome(run: Run, m: Measurement) -> Outcome:
     """Outcome of an experiment. On one batch the chance level of the whole data says nothing; the run has its own."""
-    if run.rate_factor not in (None, 1) and sooner(run, m.probe):
+    if faster(run, m.probe, m.chance):
         return "learns"
     return outcome(run, m.chance if run.rate_factor is not None else None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up, on_its_way, outcome, relative_decrease, sooner
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, faster, held_up, on_its_way, outcome, relative_decrease
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
@@ -97,22 +97,12 @@ class Failure:
     tick: Callable[[str], None]
     step_seconds: float = 0.0  # that one step took in the probe
 
-    def repeat(
-        self,
-        name: str,
-        copy: TrainingCopy,
-        deadline: float,
-        batches: Sequence[Any] = (),
-        *,
-        steps: int = 0,
-        surrogate: str = "",
-        **said: Any,
-    ) -> Run:
+    def repeat(self, name: str, copy: TrainingCopy, deadline: float, batches: Sequence[Any] = (), *, steps: int = 0, **said: Any) -> Run:
         """The probe again, on these batches and for so many steps if given, until the loss has clearly fallen. `said`: of its record."""
         self.tick(name)
         batches = batches or self.workload.batches
-        training = Trainer(copy, batches, surrogate=surrogate, floor=self.probe.floor)
-        enough = lambda losses: _clearly_fallen(losses, len(batches), self.chance, self.probe.floor)  # noqa: E731
+        training = Trainer(copy, batches, surrogate=self.probe.surrogate, floor=self.probe.floor)
+        enough = lambda losses: clearly_fallen(losses, len(batches), self.chance, self.probe.floor)  # noqa: E731
         training.train(steps or self.steps, deadline, norms=False, enough=enough)
         return training.record(name, **said)
 
@@ -132,7 +122,7 @@ class Failure:
         return self.learns(run) and (further or run.ended == "learned" or held_up(self.probe, self.chance))
 
     def learns(self, run: Run) -> bool:
-        return outcome(run, self.chance) == "learns" or (run.rate_factor != 1 and sooner(run, self.probe))
+        return outcome(run, self.chance) == "learns" or faster(run, self.probe, self.chance)
 
 
 def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:
@@ -168,7 +158,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
         return []
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     copy, mixed = fork(failure.workload, seed=seed), [batches[i] for i in order]
-    return [failure.repeat("other order", copy, deadline, mixed, surrogate=failure.probe.surrogate, rate_factor=1.0)]
+    return [failure.repeat("other order", copy, deadline, mixed, rate_factor=1.0)]
 
 
 def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
@@ -181,7 +171,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         copy = fork(failure.workload, seed=failure.seed)
         for group in copy.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        runs.append(failure.repeat(f"rate x{factor:g}", copy, deadline, surrogate=failure.probe.surrogate, rate_factor=factor))
+        runs.append(failure.repeat(f"rate x{factor:g}", copy, deadline, rate_factor=factor))
         if failure.explains(runs[-1]):
             break
     return runs
@@ -194,8 +184,8 @@ def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
     deadline = min(failure.until(2), now() + LONGER_SECONDS)
     if not higher or held_up(failure.probe, failure.chance) or len(higher[-1].losses) * (higher[-1].rate_factor or 1) > steps:
         return []
-    copy, surrogate = fork(failure.workload, seed=failure.seed), failure.probe.surrogate
-    return [failure.repeat(SAME_RATE_LONGER, copy, deadline, steps=steps, surrogate=surrogate, chance=failure.chance)]
+    copy = fork(failure.workload, seed=failure.seed)
+    return [failure.repeat(SAME_RATE_LONGER, copy, deadline, steps=steps, chance=failure.chance)]
 
 
 def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
@@ -211,7 +201,7 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
         copy = fork(failure.workload, seed=failure.seed)
         copy.optimizer = torch.optim.Adam([p for p in copy.model.parameters() if p.requires_grad], lr=rate)
         training = Trainer(copy, [batch], surrogate=failure.probe.surrogate, floor=floor)
-        fallen = lambda losses: _clearly_fallen(losses, 1, chance, floor, 0.5)  # noqa: E731
+        fallen = lambda losses: clearly_fallen(losses, 1, chance, floor, 0.5)  # noqa: E731
         training.train(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         while (
             training.ended == "done"
@@ -225,7 +215,7 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
     return runs
 
 
-def _clearly_fallen(losses: list[float], batches: int, chance: float | None, floor: float, share: float = 2 * CLEAR_FALL) -> bool:
+def clearly_fallen(losses: list[float], batches: int, chance: float | None, floor: float = 0.0, share: float = 2 * CLEAR_FALL) -> bool:
     """A fall by `share` of the reference that holds over a whole round of batches, twice what counts as learning."""
     window = max(WINDOW, batches)
     if len(losses) < 2 * window:

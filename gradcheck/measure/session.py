@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import held_up, outcome
+from gradcheck.analysis.convergence import creeps, held_up, outcome
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument import data_flow, handwritten_loss, kinds
@@ -268,7 +268,7 @@ class Session:
 
     def _experiments(self, probe: Run) -> tuple[Run, ...]:
         chance, plan, w = self.first.chance, self.plan, self.workload
-        failed = outcome(probe, chance) in ("stalls", "diverges") or held_up(probe, chance)
+        failed = outcome(probe, chance) in ("stalls", "diverges") or held_up(probe, chance) or creeps(probe, chance)
         if not plan.probes or probe.ended == "raised" or not failed:
             return ()
         if len(probe.losses) < 2 and probe.ended == "non-finite":

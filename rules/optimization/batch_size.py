@@ -56,16 +56,15 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     Batches that are several times the gradient noise scale, and batches that are a small fraction of it.
 
     ## Why it matters
-    Far below the noise scale twice the batch gives nearly twice the progress per step, at half of it 1.5 times; far above it gives
-    next to none, and the same samples would be better spent on more steps.
+    Far below the noise scale twice the batch gives nearly twice the progress per step; far above it next to none, and the samples
+    would be better spent on more steps.
 
     ## How it is measured
     The simple noise scale, trace of the covariance of a sample's gradient over the squared norm of the mean
     gradient, at the weights that the probe training left. Eight groups of samples, none shared, from up to eight
     batches; the inner products of different groups give the squared norm without bias, and leaving out one group
     at a time gives its standard error. In evaluation mode; at most a million evenly spaced entries of the gradient.
-    Nothing is said when the signal is not significant. The noise scale grows while a model learns: this is a
-    snapshot of the first steps.
+    Nothing is said when the signal is not significant. The noise scale grows while a model learns.
 
     ## Limits and their sources
     `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
+from gradcheck.analysis.convergence import creeps, learned_later, on_its_way, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import number
 from gradcheck.rules.optimization import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
@@ -21,7 +21,8 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
         return "warning"
     small = ratio is None or ratio < limits["update_ratio"]
     crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
-    untold = any(r.name == SAME_RATE_LONGER and r.ended == "budget" and len(r.losses) <= len(m.probe.losses) for r in m.experiments)
+    cut_off = [r for r in m.experiments if r.name == SAME_RATE_LONGER and r.ended == "budget"]
+    untold = any(len(r.losses) <= len(m.probe.losses) or on_its_way(r, m.chance) for r in cut_off)
     return "error" if small and not crawls and not untold else "warning"
 
 
@@ -65,26 +66,25 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     """The optimizer's steps are too small to get anywhere.
 
     ## What it finds
-    Rates at which the loss stays where it was while the same optimizer learns at a higher rate; and updates so
-    small that no training of usual length moves the weights.
+    Rates at which the loss stays where it was while a higher one learns, and updates too small for a training of usual length.
 
     ## Why it matters
     The training runs, costs its full time, and ends near the random start.
 
     ## How it is measured
-    A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
-    higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
-    measured steps 3 to 20. Rates that a schedule is still warming up are not judged; those that it only lowers are.
+    A short training with your optimizer, and when it stalls, others at lower and higher rates. The size of an update is ||update|| /
+    ||weight||, the median over weight matrices and the measured steps 3 to 20. Rates that a schedule is still warming up are not
+    judged; those that it only lowers are.
 
     ## Limits and their sources
-    An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
-    one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 % of the weight. Else, when the loss
-    crawls down by `crawl` 6 %, and when there was no time for more steps than the probe's, a warning. A rate that learns
+    An error: the probe stalls for three times its steps, or comes less than a third of the way down to chance in them, the best
+    of the other rates that learn is a higher one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 %
+    of the weight. Else, when the loss crawls down by `crawl` 6 %, and when there was no time for more steps, a warning. A rate that learns
     within ten times the probe's steps is a warning, and advice where its updates are `usual-ratio` 0.1 % of the weight or
     more. Without experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
-    get advice only. Where the one loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
-    batch, divided by the size of the data set, say, that is named, and its line.
+    get advice only. Where the loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
+    batch, that is named, and its line.
 
     ## When to ignore it
     When the training is much longer than the probe and its rate is that low on purpose.
@@ -107,7 +107,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     if m.optimizer.warming_up and not _falls(m):
         return not_applicable("the rate is still being warmed up")
     outcome, ratio = training_outcome(m), update_ratio(m)
-    run = best_rate(m, higher=True) if outcome == "stalls" else None
+    run = best_rate(m, higher=True) if outcome == "stalls" or creeps(m.probe, m.chance) else None
     if run is not None:
         later = learned_later(m)
         more = [Evidence("steps in which this rate learns", len(later.losses), len(m.probe.losses), ">")] if later is not None else ()

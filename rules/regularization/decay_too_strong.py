@@ -1,6 +1,6 @@
 import math
 
-from gradcheck.analysis.convergence import CLEAR_FALL, data_fall
+from gradcheck.analysis.convergence import CLEAR_FALL, comes_down, data_fall
 from gradcheck.analysis.costs import costs_nothing
 from gradcheck.analysis.layer_groups import is_matrix
 from gradcheck.analysis.update_sizes import gentle_decay
@@ -9,7 +9,7 @@ from gradcheck.rules.regularization import DECAY, PENALTY, confirmation, failed,
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import Regularization
+from gradcheck.types.training import Regularization, Run
 
 
 def decay_steps(m: Measurement) -> float | None:
@@ -41,23 +41,20 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that outweighs the data.
 
     ## Why it matters
-    Decay pulls every weight to zero at each step, whatever the batch says. When that pull wins, the outputs become
-    constants, and so does the loss.
+    Decay pulls every weight to zero at each step. When that pull wins, the outputs become constants, and so does the loss.
 
     ## How it is measured
-    Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that remains of the
-    weights when the model's output is held fixed. When the probe learns nothing about the data and the decay is strong
-    enough to be the reason, the same training is run without it. Momentum makes decay that is added to the gradient act
-    1 / (1 - momentum) times. Decoupled decay lets no weight of an adaptive optimizer stay above 1 / decay (Xie and Li 2024),
-    which is compared with where the weights start. What decay costs is measured on batches that were not trained on, over ten
-    times the probe's steps: what is learned first may fade later.
+    Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that depends on the weights when the
+    model's output is held fixed. When the probe learns nothing of the data, the same training is run without it. Momentum makes decay
+    that is added to the gradient act 1 / (1 - momentum) times. Decoupled decay lets no weight of an adaptive optimizer stay above 1 /
+    decay (Xie and Li 2024), which is compared with where the weights start. What decay costs is measured on batches that were not
+    trained on, over ten times the probe's steps: what is learned first may fade later.
 
     ## Limits and their sources
-    An error: the probe fails, and without the decay or penalty the same training learns. Without that proof: a
-    warning when the probe does not learn clearly and weights shrink by e in less than `epochs` 0.5 epochs of your data or
-    `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns anyway.
-    Below `suspect-steps` 500 it is a note, a warning where a paired training with weaker decay shows a cost, and nothing where
-    it shows none.
+    An error: the probe fails, and without the decay or penalty the same training learns, or leaves a level above chance where
+    the decay holds it. Without that proof: a warning when the probe does not learn clearly and weights shrink by e in less than
+    `epochs` 0.5 epochs or `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns.
+    Below `suspect-steps` 500 a note, a warning where a paired training with weaker decay shows a cost, nothing where it shows none.
 
     ## When to ignore it
     When weights should die out, as in pruning.
@@ -92,12 +89,12 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
 
 def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> list[Finding]:
     """`steps` shrink the weights by e."""
-    run = recovered(r, DECAY) if failed(m, r) else None
+    run = (recovered(r, DECAY) or _relieved(m, r)) if failed(m, r) else None
     fewest = max(limits["steps"], limits["epochs"] * m.data.batches)
     short = m.data.given and steps < fewest
-    if run is None and not short:
+    if not short:
         fewest = limits["suspect_steps"]
-        if not steps < fewest or not m.data.given or costs_nothing(m, "REG001"):
+        if run is None and (not steps < fewest or not m.data.given or costs_nothing(m, "REG001")):
             return []
     severity: Severity = "error" if run is not None else "warning" if short and falls_short(m) else "info"
     strongest = max(p.weight_decay for p in m.parameters)
@@ -113,6 +110,11 @@ def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> l
     remedies = Remedy("weaker-weight-decay", text, "safe")
     confirmed = confirmation(m, run) if run is not None else ""
     return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _relieved(m: Measurement, r: Regularization) -> Run | None:
+    """The training without decay, if that comes clearly below what the decay holds above chance."""
+    return next((x for x in r.runs if x.lifted == (DECAY,) and r.penalty is None and comes_down(x, m.probe, m.chance)), None)
 
 
 def _bound(m: Measurement) -> str:

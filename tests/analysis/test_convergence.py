@@ -10,6 +10,8 @@ import pytest
 
 from gradcheck.analysis.convergence import (
     PATIENCE,
+    comes_down,
+    creeps,
     depends_on_order,
     held_up,
     outcome,
@@ -170,6 +172,19 @@ def test_a_lower_rate_is_compared_over_the_same_steps():
     assert not sooner(Run("rate x0.01", (4.2, *[3.9] * 9), batches=30, ended="budget"), probe)
     m = measurement(probe=probe, chance=4.2)
     assert training_outcome(m) == "unknown" and training_outcome(replace(m, experiments=(lower,))) == "stalls"
+
+
+@pytest.mark.parametrize(("end", "steps", "expected"), [(80.0, 300, True), (80.0, 200, False), (50.0, 300, False), (98.0, 300, False)])
+def test_a_loss_far_above_chance_creeps_where_it_falls_by_little(end, steps, expected):
+    assert creeps(noisy(99.0, end, steps), 0.04) is expected
+
+
+@pytest.mark.parametrize(
+    ("level", "lower", "noise", "expected"), [(3.0, 2.5, 0.1, True), (3.0, 2.8, 0.1, False), (2.4, 2.1, 0.1, False), (3.0, 2.5, 2.0, False)]
+)
+def test_a_run_that_comes_down_from_a_level_above_chance(level, lower, noise, expected):
+    probe, run = noisy(level, level, 300, 0.0), noisy(lower, lower, 300, noise)
+    assert comes_down(run, probe, 2.3) is expected and not comes_down(run, probe, None)
 
 
 @pytest.mark.parametrize(("end", "expected"), [(1.1, None), (1.3, (0.2, 50)), (2.3, (0.2, 50))])

@@ -151,6 +151,12 @@ class TestLearningRateTooLow:
         crawling = run((2.3, 2.3, 2.3, 2.3, *[end] * 296))
         assert only(learning_rate_too_low, moving(1e-4, probe=crawling, experiments=(at(10.0, 0.1),))).severity == expected
 
+    @pytest.mark.parametrize(("end", "higher", "expected"), [(1.2, 0.3, ["error"]), (0.9, 0.3, []), (1.2, 1.3, [])])
+    def test_a_loss_that_creeps_down_to_chance_where_a_higher_rate_gets_there(self, end, higher, expected):
+        """An LSTM whose classes leave 0.22 by their shares: 1.45 becomes 1.12 in 400 steps, and 0.22 in 3,000."""
+        probe, faster = run(falling(1.45, end, 400), batches=4), at(46.0, losses=falling(1.45, higher, 180), batches=4, ended="budget")
+        assert severities(learning_rate_too_low, moving(1e-4, probe=probe, chance=0.22, experiments=(faster,))) == expected
+
     @pytest.mark.parametrize(("ratio", "expected"), [(0.0099, "error"), (0.0101, "warning")])
     def test_it_is_an_error_when_a_higher_rate_learns_and_updates_are_small(self, ratio, expected):
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(), experiments=(at(10.0),)))

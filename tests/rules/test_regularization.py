@@ -50,6 +50,14 @@ class TestDecayTooStrong:
     def test_no_error_unless_the_decay_is_the_reason(self, r):
         assert severities(decay_too_strong, decayed(0.01, probe=stalled(), regularization=r)) == []
 
+    @pytest.mark.parametrize(("level", "without_decay", "expected"), [(0.38, 0.25, "error"), (0.38, 0.35, "info"), (0.27, 0.25, "info")])
+    def test_an_error_where_decay_holds_the_loss_above_chance(self, level, without_decay, expected):
+        """A GRU that cannot even put out the shares of its classes (0.255), which it comes to without the decay."""
+        freed = replace(without("weight decay"), losses=falling(1.4, without_decay, 50) + (without_decay,) * 50, batches=16, ended="budget")
+        probe = run(falling(1.4, level, 50) + (level,) * 250, batches=16)
+        m = decayed(0.1, probe=probe, chance=0.255, regularization=regularization(freed, start_loss=1.4, trained_loss=level, chance=0.255))
+        assert only(decay_too_strong, m).severity == expected
+
     def test_the_fall_is_that_of_the_data_and_against_the_better_of_start_and_chance(self):
         assert data_fall(Regularization(start_loss=4.0, trained_loss=1.5, chance=2.0)) == pytest.approx(0.25)
         assert data_fall(Regularization(start_loss=1.0, trained_loss=0.5, chance=2.0)) == pytest.approx(0.5)

@@ -26,6 +26,7 @@ from gradcheck.measure.checks.without_regularization import (
     told,
     without_weights,
 )
+from gradcheck.measure.experiments import clearly_fallen
 from gradcheck.training.clip import total_norm
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dropout, Penalty
@@ -46,7 +47,6 @@ SHARE = 0.3  # of a penalty, of the data's loss
 SMOOTHED = 0.4
 # And those that are lifted along with the strong ones.
 SOME_RATE, SOME_STEPS = 0.1, 5000
-CLEAR = 2 * CLEAR_FALL  # decrease at which a run without regularization is stopped
 LEAST_STEPS = 100
 LONGER = 3
 
@@ -226,10 +226,6 @@ def _without(context: CheckContext, kinds: Collection[str], chance: float | None
     batches = context.workload.batches
     training = Trainer(copy, batches)
     steps = max(len(context.probe.losses), LEAST_STEPS)
-
-    def enough(losses: list[float]) -> bool:
-        run = Run("", tuple(losses), batches=len(batches))
-        return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
-
+    enough = lambda losses: clearly_fallen(losses, len(batches), chance)  # noqa: E731
     training.train(steps, max(context.deadline, now()), norms=False, enough=enough)
     return training.record(f"without {' and '.join(kinds)}", lifted=tuple(kinds))
