@@ -32,7 +32,7 @@ TOLD = {
             "calibration, at 1 to 300 steps: attention with a mask, 0; encoders without one 0.01 to 0.3",
         ),
     },
-    explains=("GRAD003", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH008", "ACT002", "ACT004", "LOSS009"),
+    explains=("GRAD003", "GRAD004", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH008", "ACT002", "ACT004", "LOSS009"),
 )
 def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     """The output for a sequence depends on how much padding follows it.
