@@ -153,12 +153,10 @@ class Averages:
         return tuple(self._fact(p, reached) for p in mine if p.follows or self._left(p))
 
     def _left(self, pair: _Pair) -> _Pair | None:
-        """A pair of other models, of which one follows, where this one is a copy that is called and never moves."""
-        pairs = self._pairs or []
-        if not pair.copied or pair.stood < LOOKED_AT or id(pair.shell) not in self.used:
-            return None
-        alone = not any(p.follows and p.leader is pair.leader for p in pairs)
-        return next((p for p in pairs if p.follows), None) if alone else None
+        """A pair of other models that follow, where this one is a copy that is called and never moves."""
+        follow = [p for p in self._pairs or () if p.follows]
+        alone = all(p.leader is not pair.leader for p in follow) and id(pair.shell) in self.used
+        return follow[0] if follow and alone and pair.copied and pair.stood >= LOOKED_AT else None
 
     def _fact(self, pair: _Pair, reached: Set[int] | None) -> LoopAverage:
         if not pair.follows and (beside := self._left(pair)) is not None:
