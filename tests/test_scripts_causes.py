@@ -209,6 +209,53 @@ def test_a_teacher_whose_buffers_stay(tmp_path):
     check(tmp_path, TEACHER.replace("FOLLOWED", "parameters()"), TEACHER.replace("FOLLOWED", "state_dict().values()"), "LOOP012", "warning")
 
 
+ACTOR = """
+actor, critic = nn.Linear(3, 1), nn.Linear(4, 1)
+old_actor, old_critic = copy.deepcopy(actor), copy.deepcopy(critic)
+actor_optimizer, critic_optimizer = torch.optim.Adam(actor.parameters(), 1e-3), torch.optim.Adam(critic.parameters(), 1e-3)
+def follow(old, new):
+    for o, n in zip(old.parameters(), new.parameters()):
+        o.data.lerp_(n.data, 0.05)
+for step in range(20):
+    s, a, r, after = torch.randn(16, 3), torch.randn(16, 1), torch.randn(16, 1), torch.randn(16, 3)
+    with torch.no_grad():
+        aim = r + 0.9 * old_critic(torch.cat([after, old_actor(after)], 1))  # here
+    loss = F.mse_loss(critic(torch.cat([s, a], 1)), aim)
+    critic_optimizer.zero_grad()
+    loss.backward()
+    critic_optimizer.step()
+    loss = -critic(torch.cat([s, actor(s)], 1)).mean()
+    actor_optimizer.zero_grad()
+    loss.backward()
+    actor_optimizer.step()
+    follow(old_critic, critic)
+    FOLLOW
+"""
+
+
+def test_a_target_actor_that_stays_beside_a_target_critic(tmp_path):
+    check(tmp_path, ACTOR.replace("FOLLOW", ""), ACTOR.replace("FOLLOW", "follow(old_actor, actor)"), "LOOP012", "warning")
+
+
+HARDEST = """
+net = nn.Linear(8, 4)
+optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+for step in range(20):
+    x = torch.randn(16, 8)
+    same = F.normalize(net(x), dim=1) @ F.normalize(net(x + 0.1 * torch.randn(16, 8)), dim=1).T
+    others = 1 - same.masked_fill(torch.eye(16, dtype=torch.bool), OWN)
+    loss = F.relu(1 - same.diagonal() - others.max(1).values + 0.5).mean()  # here
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_margin_that_every_sample_meets_from_the_start(tmp_path):
+    found = check(tmp_path, HARDEST.replace("OWN", "-1e9"), HARDEST.replace("OWN", "1e9"), "GRAD004", "error")
+    assert "relu after them changes every entry" in found.message
+
+
 AVERAGE = """
 model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 average = copy.deepcopy(model).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Models whose weights follow those of another model (teachers, target networks), and whether their buffers follow, too."""
+"""Models whose weights follow those of another model (teachers, target networks), whether their buffers do, and copies left behind."""
 
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from gradcheck.workload.dtensor import local
 SAMPLE = 4096  # entries of one weight that are compared
 FOLLOWS = 0.999  # least cosine between the change of one weight and its difference from another that makes it a follower
 LOOKED_AT = 8  # steps
+COPIED = 0.3  # most distance of a copy from its leader after a step of it, of its size; independent draws have 1.4
 MOST_PAIRS = 8  # that are followed
 TAKING = ("update_bn", "reset_running_stats")  # names in programs that take running statistics anew
 MOVED = 1e-6  # relative change of a buffer that rounding in the script's own arithmetic may cause
@@ -33,6 +34,8 @@ class _Pair:
     buffers: dict[str, tuple[torch.Tensor, torch.Tensor]]  # of the follower and the leader, as they were when the pair was found
     follows: bool = False
     moved_at: Location | None = None  # where its weights are written to, if that was seen
+    copied: bool = False  # it began with the leader's weights
+    stood: int = 0  # steps through which it has been as it was; -1: it has changed
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def fits(self) -> bool:
@@ -53,6 +56,7 @@ class _Pair:
         if before.shape != other.shape:  # one of them is sharded
             return
         change, way = self.weights()[0] - before, other - before
+        self.stood = self.stood + 1 if self.stood >= 0 and not change.any() else -1
         size = float(change.norm() * way.norm())
         if size > 0 and float(change @ way) > FOLLOWS * size and float(change.norm()) <= 1.001 * float(way.norm()):
             self.follows = True
@@ -79,7 +83,7 @@ class Averages:
     site: Callable[[nn.Module], Location | None]
     called: dict[int, Location | None] = field(default_factory=dict)  # id(module), in evaluation mode -> where it was called first
     sees_calls: bool = True  # else evaluation mode is enough
-    used: set[int] = field(default_factory=set)  # id(module), called in either mode
+    used: dict[int, Location | None] = field(default_factory=dict)  # the same, in either mode
     unplaced: dict[int, _Pair] = field(default_factory=dict)  # address of a follower's weight, which is not known to be written to
     taken: bool = True  # the running program names one of TAKING
     _pairs: list[_Pair] | None = None
@@ -87,7 +91,8 @@ class Averages:
 
     def calls(self, module: nn.Module) -> None:
         """A module is called from outside all others."""
-        self.used.add(id(module))
+        if id(module) not in self.used:
+            self.used[id(module)] = here()
         if not module.training and id(module) not in self.called:
             self.called[id(module)] = here()
 
@@ -118,6 +123,8 @@ class Averages:
                 self.unplaced.pop(0, None)
             for pair in self._pairs:
                 pair.sample = pair.weights() if pair.fits() else None
+                if pair.sample is not None and self._steps == 1 and pair.sample[0].shape == pair.sample[1].shape:
+                    pair.copied = bool((pair.sample[1] - pair.sample[0]).norm() < COPIED * pair.sample[0].norm())
 
     def _found(self) -> list[_Pair]:
         """Pairs of models of the same make, one of them trained by an optimizer and the other not."""
@@ -142,10 +149,20 @@ class Averages:
 
     def facts(self, trained: Set[int], reached: Set[int] | None) -> tuple[LoopAverage, ...]:
         """Of the models that follow one with these parameters. `reached`: ids of what losses send gradient to; None: what holds one."""
-        mine = [p for p in self._pairs or () if p.follows and any(id(x) in trained for x in p.leader.parameters())]
-        return tuple(self._fact(p, reached) for p in mine)
+        mine = [p for p in self._pairs or () if any(id(x) in trained for x in p.leader.parameters())]
+        return tuple(self._fact(p, reached) for p in mine if p.follows or self._left(p))
+
+    def _left(self, pair: _Pair) -> _Pair | None:
+        """A pair of other models that follow, where this one is a copy that is called and never moves."""
+        follow = [p for p in self._pairs or () if p.follows]
+        alone = all(p.leader is not pair.leader for p in follow) and id(pair.shell) in self.used
+        return follow[0] if follow and alone and pair.copied and pair.stood >= LOOKED_AT else None
 
     def _fact(self, pair: _Pair, reached: Set[int] | None) -> LoopAverage:
+        if not pair.follows and (beside := self._left(pair)) is not None:
+            return LoopAverage(
+                pair.name, pair.leader_name, site=self.used[id(pair.shell)], beside=(beside.name, beside.leader_name), stood=pair.stood
+            )
         mine, other = dict(pair.follower.named_buffers()), dict(pair.leader.named_buffers())
         floating = [n for n, (b, _) in pair.buffers.items() if b.is_floating_point() and n in mine and n in other]
         stale = tuple(n for n in floating if not _moved(pair.buffers[n][0], mine[n]) and _moved(pair.buffers[n][1], other[n]))

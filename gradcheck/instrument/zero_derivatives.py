@@ -1,4 +1,4 @@
-"""Places where autograd passes through but the gradient is zero: step functions, products with fixed zeros, products of two zeros."""
+"""Places where autograd passes through but the gradient is zero: steps, products with fixed zeros or of two zeros, and bounds."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ def _functions(names: str) -> Iterator[tuple[Callable[..., Any], str]]:
 
 
 STEPS = {f: {"sgn": "sign", "fix": "trunc"}.get(name, name) for f, name in _functions("sign sgn round floor ceil trunc fix")}
+BOUNDS = {F.relu: "relu", **dict(_functions("relu clamp clamp_min clamp_max clip"))}  # zero where they change all that they are given
 PRODUCTS = frozenset(f for f, _ in _functions("mul mul_ multiply __mul__ __rmul__ __imul__"))
 MATRIX_PRODUCTS = frozenset((*(f for f, _ in _functions("matmul mm bmm __matmul__ __rmatmul__")), F.linear))
 PRODUCT = "product"
@@ -48,10 +49,14 @@ def seen(
     function: Any, args: Any, output: Any, module: nn.Module | None, layer: str, site: Callable[[], Location | None]
 ) -> SeenZero | None:
     """What is noted of a call; None when it is none of these, or carries no gradient."""
-    if function not in STEPS and function not in PRODUCTS and function not in MATRIX_PRODUCTS:
+    if not any(function in known for known in (STEPS, BOUNDS, PRODUCTS, MATRIX_PRODUCTS)):
         return None
     if not isinstance(output, torch.Tensor) or output.grad_fn is None:
         return None
+    if function in BOUNDS:
+        if not args or output is args[0] or not output.numel():
+            return None
+        return SeenZero(BOUNDS[function], layer, site(), output.grad_fn, zero=(output.detach() != args[0].detach()).all())
     if function in STEPS:
         return SeenZero(STEPS[function], layer, site(), output.grad_fn)
     operands = tuple(a for a in args[:2] if isinstance(a, torch.Tensor) and a.requires_grad)

@@ -110,7 +110,7 @@ class LoopSchedule:
 
 @dataclass(frozen=True)
 class LoopAverage:
-    """A model whose weights follow those of another one, which an optimizer trains."""
+    """A model whose weights follow those of another one, which an optimizer trains; or one that stays `beside` such a model."""
 
     name: str  # variables of the script; "" when they are not known
     leader: str
@@ -120,6 +120,8 @@ class LoopAverage:
     site: Location | None = None  # where it is called in evaluation mode, or else its weights are moved, or it is made
     called: bool = True  # in either mode, as far as calls are seen
     taken: bool = True  # the program may take its statistics later, by itself: it names what does
+    beside: tuple[str, str] | None = None  # variables of a model that follows, and of its leader, where this one does not
+    stood: int = 0  # steps through which it stayed
 
 
 @dataclass(frozen=True)

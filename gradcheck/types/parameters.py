@@ -64,9 +64,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class ZeroDerivative:
-    """A place where gradients become zeros: a step function, a product with fixed zeros, or a product of two zeros."""
+    """A place where gradients become zeros: a step function, a product with zeros, or a bound that changes every entry."""
 
-    operation: str  # "sign", "round", "floor", "ceil", "trunc", "product", "zeros"
+    operation: str  # "sign", "round", "floor", "ceil", "trunc", "relu", "clamp", ..., "product", "zeros"
     layer: str  # module whose code it is in; "" for the root
     site: Location | None
     parameters: tuple[str, ...]  # trainable parameters before it; of "zeros" the two that are multiplied

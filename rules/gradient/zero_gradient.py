@@ -38,6 +38,7 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
 
 # The weights between states of a recurrent layer's reverse direction. Its output at the last position is that of its first step.
 REVERSE = re.compile(r"weight_hh_l\d+_reverse$")
+STEPS = frozenset(("sign", "round", "floor", "ceil", "trunc"))
 READ_FIRST = "the reverse direction is read at its first step only, whose state before is 0: it has seen one position of the sequence"
 WHOLE = "read the reverse direction where it has seen the whole sequence: from h_n, or its half of the output at position 0"
 
@@ -70,10 +71,10 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The 2-norm of each weight's gradient at the measured steps, and the places of the first pass whose derivative is zero:
-    torch.sign, round, floor, ceil, trunc, products with a tensor of zeros that is not trained, and products of two trained
-    factors that are both zero (an adapter with both of its matrices at 0). Zero at the start alone is healthy:
-    zero-initialised heads, residual branches, adapters and gates open after the first steps. Embeddings,
-    biases, gains, sigmoid gates, and layers that were handed no rows (idle experts) are exempt. Parameters that
+    torch.sign, round, floor, ceil, trunc, a relu or clamp that changes all that it is given, products with a tensor of zeros
+    that is not trained, and products of two trained factors that are both zero (an adapter with both of its matrices at 0).
+    Zero at the start alone is healthy: zero-initialised heads, residual branches, adapters and gates open after the first steps.
+    Embeddings, biases, gains, sigmoid gates, and layers that were handed no rows (idle experts) are exempt. Parameters that
     the autograd graph does not reach are `disconnected-parameters`.
 
     ## Limits and their sources
@@ -154,6 +155,8 @@ def _cause(blocks: Sequence[ZeroDerivative]) -> str:
         return f"{factors} are multiplied with each other and both 0, and the gradient of each is a product with the other"
     if first.factor:
         return f"{layers_in_words([b.factor for b in blocks])}, which they are multiplied by, is 0 and is not trained"
+    if first.operation not in STEPS:
+        return f"{first.operation} after them changes every entry that it is given, and passes no gradient back"
     return f"torch.{first.operation} after them has the derivative 0"
 
 
@@ -172,6 +175,9 @@ def _remedies(blocks: Sequence[ZeroDerivative], last: str) -> tuple[Remedy, ...]
         text = f"make {layers_in_words([b.factor for b in blocks])} an nn.Parameter, which starts at 0 and learns"
         return (Remedy("trainable-scale", text, "unsafe"),)
     operation = blocks[0].operation
+    if operation not in STEPS:
+        text = f"look at what {operation} is given: no entry lies within its bounds"
+        return (Remedy("check-arguments", text, "advice"),)
     slope = "clamp(-1, 1)" if operation == "sign" else "the identity"
     text = f"keep the values of torch.{operation} and take the derivative of {slope} (straight-through)"
     return (Remedy("straight-through", text, "safe"),)

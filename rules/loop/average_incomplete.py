@@ -19,28 +19,30 @@ from gradcheck.types.structure import Statistics
     },
 )
 def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
-    """A model that tracks another one's weights does not track its buffers, or receives gradients.
+    """A model that is to track another one does not: its buffers stay, or all of it, or it receives gradients.
 
     ## What it finds
     Teachers, target networks and averages whose weights the loop moves towards those of the trained model, while the running
-    statistics of their batch normalizations stay what they were at the start; and such models that the loss sends gradient to.
+    statistics of their batch normalizations stay what they were at the start; such models that the loss sends gradient to; and a
+    target network that never moves while that of another model does, as a target actor beside a target critic.
 
     ## Why it matters
-    In evaluation mode, batch normalization uses its running statistics. With the initial ones, the averaged weights compute
-    something they were not trained for: a teacher teaches noise, an average is worse than what it averages. Gradients
-    of a teacher are computed and kept for nothing, and change it if an optimizer holds its parameters.
+    In evaluation mode, batch normalization uses its running statistics. With the initial ones, a teacher teaches noise, and an
+    average is worse than what it averages. Gradients of a teacher are computed for nothing, and change it if an optimizer holds its
+    parameters. A target network that stays gives the targets of an untrained one to the end.
 
     ## How it is measured
     The script is run. A model that no optimizer holds, with the structure of one that is trained, follows it when the loop's
     changes to its largest weight between two steps point towards the other one's weight (cosine above 0.999). Its buffers are
     compared with what they were at the first step, and its calls in evaluation mode are noted. What such buffers cost is measured
     on the copy that the probe trained: its loss in evaluation mode with the statistics from before training, and with its own.
+    A model stays that began with the weights of a trained one, is called, and is the same before every recorded step (8 or more).
 
     ## Limits and their sources
     A buffer that stayed as it was while the trained model's changed, in a model that was called in evaluation mode, counts.
     Gradients that reach such a model are advice. An average that was not called yet is a warning where such buffers raise the
     loss `cost` 1.5 times; advice where they do not, or where the program names what takes statistics later (`update_bn`).
-    Nothing is said of one that is called in training mode.
+    Nothing is said of one that is called in training mode, nor of one that stays while none follows: a reference may.
 
     ## When to ignore it
     When the statistics should stay fixed, like those of a trained backbone.
@@ -69,6 +71,8 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _finding(a: LoopAverage, m: Measurement, limit: float) -> Finding | None:
+    if a.beside is not None:
+        return _left(a, a.beside)
     if a.stale and (a.evaluated or not (a.called or a.graded)):
         return _stale(a, m.normalization, limit)
     return _graded(a) if a.graded else None
@@ -100,6 +104,18 @@ def _stale(a: LoopAverage, s: Statistics | None, limit: float) -> Finding:
         location=a.site,
         evidence=evidence,
         remedies=Remedy("follow-buffers", text),
+    )
+
+
+def _left(a: LoopAverage, beside: tuple[str, str]) -> Finding:
+    mine, leader = _names(a)
+    return found(
+        "warning",
+        f"{mine} is a copy of {leader} and stays as it was through {a.stood} steps (limit 0), while {beside[0] or 'another copy'} follows "
+        f"{beside[1] or 'its model'}: what it gives is that of the untrained {leader}",
+        location=a.site,
+        evidence=Evidence("steps in which it stayed", a.stood, 0, ">", "steps"),
+        remedies=Remedy("check-arguments", f"move {mine} towards {leader} where the other copy is moved", "advice"),
     )
 
 

@@ -50,9 +50,11 @@ def found(middle: Middle) -> tuple[ZeroDerivative, ...]:
         (lambda m, z: torch.ceil(input=z), "ceil"),
         (lambda m, z: z.trunc(), "trunc"),
         (lambda m, z: torch.fix(z), "trunc"),
+        (lambda m, z: F.relu(z - 99), "relu"),
+        (lambda m, z: (z + 99).clamp(max=1), "clamp"),
     ],
 )
-def test_step_functions_are_found_with_the_parameters_before_them(middle: Middle, operation: str) -> None:
+def test_steps_and_bounds_are_found_with_the_parameters_before_them(middle: Middle, operation: str) -> None:
     (one,) = found(middle)
     assert (one.operation, one.layer, one.factor) == (operation, "", "")
     assert set(one.parameters) == {"first.weight", "first.bias"}
@@ -76,6 +78,7 @@ def test_fixed_factors_of_zero_are_found_by_their_name(middle: Middle, factor: s
     "middle",
     [
         lambda m, z: torch.tanh(z),
+        lambda m, z: F.relu(z) + z.clamp(-1, 1),
         lambda m, z: z + (torch.round(z) - z).detach(),  # straight-through: the rounding is no part of the graph
         lambda m, z: m.quarter * z,
         lambda m, z: z + m.trained * z,  # ReZero: opens after the first step

@@ -28,7 +28,7 @@ BATCHES = 4  # whose length is looked at
 ROUNDING = 1e-5  # of the output: changes that float32 explains
 LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
 IGNORED = -100
-_COMPARISONS = frozenset("eq ne lt le gt ge invert logical_not bitwise_not".split())
+_COMPARISONS = frozenset("eq ne lt le gt ge invert logical_not bitwise_not bool".split())
 Told = Literal["mask", "lengths", "index", "targets"]
 
 
@@ -142,7 +142,7 @@ def _holds(x: torch.Tensor, length: int) -> bool:
 
 
 class _Masks(TorchFunctionMode):
-    """Sees where truth values of the places are made last, before they are used: by a comparison, or its inversion."""
+    """Sees where truth values of the places are made last, before they are used: by a comparison, its inversion or a cast."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
