@@ -1,8 +1,12 @@
 """The guard that leaves the process as it was."""
 
 import gc
-from collections.abc import Iterator
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 
 from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.source_sites import location_of_frame, origin_of
 
 _BACKEND_FLAGS = (
     (torch.backends.cudnn, ("enabled", "benchmark", "deterministic", "allow_tf32")),
@@ -17,9 +22,27 @@ _BACKEND_FLAGS = (
 )
 
 
+class _Once:
+    """In the place of `warnings.showwarning`. What the user's calls warn of through gradcheck's code, each copy and each repetition warns of
+    again: it is shown once, whatever its numbers, at the user's line, and not at all where no line of the user's is running."""
+
+    def __init__(self, show: Callable[..., Any]) -> None:
+        self.show, self.heard = show, set[tuple[type[Warning], str]]()
+
+    def __call__(self, message: Warning, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if origin_of(filename) in ("tap", "gradcheck"):
+            place, said = location_of_frame(sys._getframe(1)), (category, re.sub(r"\d+", "0", str(message)))
+            if place is None or origin_of(place.path) != "user" or said in self.heard:
+                return
+            self.heard.add(said)
+            filename, lineno = place.path, place.line
+        self.show(message, category, filename, lineno, *rest)
+
+
 @contextmanager
 def untouched() -> Iterator[None]:
     """Restores random states (torch, numpy, python) and torch's global flags on the way out, even after an exception."""
+    show = warnings.showwarning
     grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
@@ -27,10 +50,13 @@ def untouched() -> Iterator[None]:
     flags = [(home, name, getattr(home, name)) for home, names in _BACKEND_FLAGS for name in names]
     autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_kinds()}
     cache, numpy_errors = torch.is_autocast_cache_enabled(), np.geterr()
+    if not isinstance(show, _Once):
+        warnings.showwarning = _Once(show)  # type: ignore[assignment]
     try:
         with preserve_rng():
             yield
     finally:
+        warnings.showwarning = show
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
         if _default_device() != device:

@@ -39,7 +39,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     The loss of the first step of the probe over chance, computed from the labels of the scan. Losses that are not known have no chance, and
     are not judged; nor are targets that a constant predicts almost perfectly. A regression whose targets are far from an output of usual
     size is left to `unscaled-target`: no scaling of the head helps it. Nor does it where the loss normalises the outputs and scales them
-    itself, with a margin, say (ArcFace): not judged either, when the head's weights have no part of the excess.
+    itself, with a margin, say (ArcFace): not judged either, when the head's weights have no part of the excess, or a normalization follows it.
 
     ## Limits and their sources
     `ratio` 3: warning, unless the probe comes within `near-chance` 1.5 times chance in its first `steps` 10; then advice.
@@ -76,7 +76,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     if not (math.isfinite(first) and first > limits["ratio"] * chance) or _owed_to_the_targets(m, chance, limits["ratio"]):
         return []
     head = next((x for x in reversed(m.layers) if x.head), None)
-    if head is not None and _owed_to_what_follows(m, head.name, first - chance):
+    if head is not None and (head.normalized or _owed_to_what_follows(m, head.name, first - chance)):
         return []
     ratio = first / chance
     start = [x for x in m.probe.losses[: int(limits["steps"]) + 1] if math.isfinite(x)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gradcheck.rules.loss.initial_loss import initial_loss
@@ -62,3 +64,9 @@ class TestInitialLoss:
         """ArcFace: the excess is 20.7; a head whose outputs are the logits has at least as much in the product with its gradient."""
         head = parameter("fc2.weight", steps=parameter_steps(1.0, along=along))
         assert severities(initial_loss, starting_at(10.0, parameters=(head,))) == expected
+
+    def test_a_head_that_a_normalization_follows_cannot_be_too_large(self):
+        """An embedding that ends in batch normalization, below ArcFace: the scale of its last layer changes nothing."""
+        m = starting_at(10.0)
+        layers = tuple(replace(x, normalized=x.head) for x in m.layers)
+        assert severities(initial_loss, replace(m, layers=layers)) == []

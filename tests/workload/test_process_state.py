@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.workload import process_state
 from gradcheck.workload.process_state import OBJECTS, fewer_collections, untouched
 
 
@@ -90,3 +92,30 @@ def test_cycles_are_looked_for_in_proportion_to_the_model(before: int, layers: i
         assert gc.get_threshold() == (before, *others)
     finally:
         gc.set_threshold(every, *others)
+
+
+def through_gradcheck(text: str) -> None:
+    """As torch's warnings of a call that gradcheck passes on: their file is gradcheck's."""
+    warnings.warn_explicit(text, UserWarning, process_state.__file__, 1)
+
+
+def test_what_the_users_calls_warn_of_is_shown_once_at_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copy and each repetition warns again, of parts of the batch with other numbers."""
+    said: list[tuple[str, str]] = []
+
+    def show(message: Warning, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        said.append((str(message), filename.rpartition("/")[2]))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with untouched():
+            for size in (32, 32, 8):
+                with untouched():
+                    through_gradcheck(f"a target of size {size}")
+            through_gradcheck("another")
+            warnings.warn("the user's own", stacklevel=1)
+            warnings.warn("the user's own", stacklevel=1)
+    here = "test_process_state.py"
+    assert said == [("a target of size 32", here), ("another", here), *[("the user's own", here)] * 2]
+    assert warnings.showwarning is show
