@@ -105,9 +105,9 @@ class TestAdapterCoverage:
         )
         assert severities(adapter_coverage, m) == expected
 
-    @pytest.mark.parametrize(("others", "expected"), [(9, []), (10, ["info"])])
+    @pytest.mark.parametrize(("others", "expected"), [(19, []), (20, ["info"])])
     def test_next_to_no_layer_has_one(self, others, expected):
-        kinds = "abcdefghijk"
+        kinds = "abcdefghijklmnopqrst"
         m = adapted(adapter("q"), bare=tuple(f"net.{kinds[i]}" for i in range(others)))
         assert severities(adapter_coverage, m) == expected
 
