@@ -94,13 +94,15 @@ def _warnings_once() -> Iterator[None]:
 
     original, seen = warnings.showwarning, set[str]()
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    ) -> None:
         text, places = str(message), [(filename, lineno)]
         if text not in seen and filename.startswith(OWN):  # whatever the last one is, it started gradcheck
-            places = [(f.f_code.co_filename, line) for f, line in walk_stack(None) if is_users(f.f_code.co_filename) and f.f_back]
+            places = [(f.f_code.co_filename, number) for f, number in walk_stack(None) if is_users(f.f_code.co_filename) and f.f_back]
         if text not in seen and places:
             seen.add(text)
-            original(message, category, *places[0], *rest)
+            original(message, category, *places[0], file, line)
 
     warnings.showwarning = show
     try:
