@@ -69,11 +69,11 @@ def counted(count: int, noun: str) -> str:
 def percent(x: float) -> str:
     """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
     value = 100 * x
-    if not math.isfinite(value):
-        return number(x)
+    if not 0 <= x <= 1.01:  # no part of a whole: "246 %", "2.5e+22 %"
+        return f"{number(value)} %" if math.isfinite(value) else number(x)
     if value == round(value) or 1 <= value <= 99:
         return f"{value:.0f} %"
-    return f"{value:.1f} %" if 0.05 <= value < 99.95 else ("under 0.1 %" if value < 1 else "over 99.9 %")
+    return f"{value:.1f} %" if 0.05 <= value < 99.95 or x > 1 else ("under 0.1 %" if value < 1 else "over 99.9 %")
 
 
 def layers_in_words(names: Sequence[str]) -> str:

@@ -103,4 +103,5 @@ def norm_of(gradient: Tensor) -> float:
 
 def _flat(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
-    return (tensor.to_dense() if tensor.is_sparse else tensor).reshape(-1)
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)

@@ -103,7 +103,7 @@ class _Run:
             stack.enter_context(moved(str(self.folder), str(self.original)))
         self.file = str(self.folder / Path(spec.path).resolve().name) if spec.is_file else ""
         self.kept = KeptStep(Path(spec.replay)) if spec.replay else None
-        self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
+        self.exits: list[Callable[[], Any]] = []
         self.started: list[str] = []
         self.module = types.ModuleType("__main__") if spec.cell is None else spec.cell.module
 
@@ -125,6 +125,8 @@ class _Run:
                 try:
                     alarm.guarded(self._run)
                     alarm.guarded(alarm.wait_for_threads)
+                    while self.exits and not recorder.backwards:  # a program may train when it ends
+                        alarm.guarded(self.exits.pop())
                 except BaseException as caught:
                     error = caught
                 gc.callbacks[:] = callbacks  # at once: no alarm ends one that runs in gradcheck's own code
@@ -200,16 +202,15 @@ class _Run:
         """What the user's own code registers runs when the script is over; libraries wait for the end of the process."""
         frame = sys._getframe(1)
         if origin_of(frame.f_code.co_filename) == "user":
-            self.exits.append((function, args, kwargs))
+            self.exits.append(functools.partial(function, *args, **kwargs))
         else:
             _REGISTER(function, *args, **kwargs)
         return function
 
     def _exit(self, alarm: Alarm) -> None:
         while self.exits:
-            function, args, kwargs = self.exits.pop()
             try:
-                alarm.guarded(functools.partial(function, *args, **kwargs))
+                alarm.guarded(self.exits.pop())
             except Stop:
                 print("gradcheck: an exit handler of the script took too long and was ended", file=sys.stderr)
             except (Exception, SystemExit) as error:

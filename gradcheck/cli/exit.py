@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradcheck import interrupts
 
@@ -65,7 +65,8 @@ def exits(color: str = "auto") -> Iterator[None]:
     from gradcheck.errors import GradcheckError
 
     try:
-        yield
+        with _warnings_once():
+            yield
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -81,6 +82,33 @@ def exits(color: str = "auto") -> Iterator[None]:
         said = " ".join(f"{type(e).__name__}: {e}".split())
         say(GradcheckError(f"the code that is run raised {said}, which is not an Exception", hint="raise an Exception"), color)
         sys.exit(FAILED)
+
+
+@contextmanager
+def _warnings_once() -> Iterator[None]:
+    """A scan computes a step many times: what torch warns of is shown once, at the user's line where gradcheck's frame hides it."""
+    import warnings
+    from traceback import walk_stack
+
+    from gradcheck.cli.processes import OWN, is_users
+
+    original, seen = warnings.showwarning, set[str]()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    ) -> None:
+        text, places = str(message), [(filename, lineno)]
+        if text not in seen and filename.startswith(OWN):  # whatever the last one is, it started gradcheck
+            places = [(f.f_code.co_filename, number) for f, number in walk_stack(None) if is_users(f.f_code.co_filename) and f.f_back]
+        if text not in seen and places:
+            seen.add(text)
+            original(message, category, *places[0], file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
 
 
 def _say_what_failed(e: Exception, color: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradcheck.files import remove_folders_of
 
-_OWN = str(Path(__file__).resolve().parent.parent) + os.sep
+OWN = str(Path(__file__).resolve().parent.parent) + os.sep
 # Bytes. measured: the usual 8 MB end at a chain of 16,000 to 20,000 small layers, 30 MB hold one of 50,000 (torch 2.13); Linux keeps
 # 128 MB free below the stack.
 STACK = 100 << 20
@@ -84,7 +84,7 @@ def _leave_later(frame: FrameType | None, forget: Callable[[], None]) -> None:
     while frame is not None:
         if frame.f_code.co_filename.endswith(os.sep + "popen_fork.py"):  # multiprocessing's own: it ends by itself
             return
-        if frame.f_code.co_filename.startswith(_OWN):
+        if frame.f_code.co_filename.startswith(OWN):
             ours.add(frame)
         frame = frame.f_back
 
@@ -100,7 +100,7 @@ def place_in(trace: str) -> str:
     frames = [(m["file"], place_of(m["file"], int(m["line"]), m["name"])) for m in _FRAME.finditer(trace)]
     others = []
     for file, place in frames:
-        if file.startswith(_OWN):
+        if file.startswith(OWN):
             break
         if is_users(file):
             return place
@@ -111,7 +111,7 @@ def place_in(trace: str) -> str:
 def is_users(file: str) -> bool:
     """Whether a file of code is neither gradcheck's nor installed."""
     installed = {sysconfig.get_path(x) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return not file.startswith((*installed, _OWN, "<")) and "-packages" + os.sep not in file
+    return not file.startswith((*installed, OWN, "<")) and "-packages" + os.sep not in file
 
 
 def place_of(file: str, line: int, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lsprotocol import types as lsp
 from pygls.lsp.server import LanguageServer
-from pygls.uris import from_fs_path, to_fs_path
+from pygls.uris import from_fs_path
 
 from gradcheck import interrupts
 from gradcheck.analysis.wording import reason
@@ -124,9 +124,9 @@ def server() -> LanguageServer:
         return runs[0]
 
     def publish(uri: str) -> None:
-        document = made.workspace.get_text_document(uri)
-        found = [_diagnostic(known(), mark, document) for mark in known().marks(document.path, document.lines)]
-        made.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, found, document.version))
+        if document := _readable(made, uri):
+            found = [_diagnostic(known(), mark, document) for mark in known().marks(document.path, document.lines)]
+            made.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, found, document.version))
 
     def publish_all() -> None:
         for uri in list(made.workspace.text_documents):
@@ -158,8 +158,8 @@ def server() -> LanguageServer:
 
     @made.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover(params: lsp.HoverParams) -> lsp.Hover | None:
-        document = made.workspace.get_text_document(params.text_document.uri)
-        for mark in known().marks(document.path, document.lines):
+        document = _readable(made, params.text_document.uri)
+        for mark in known().marks(document.path, document.lines) if document else ():
             span = _span(mark.place, document)
             if _holds(span, params.position):
                 return lsp.Hover(lsp.MarkupContent(lsp.MarkupKind.Markdown, _explained(mark)), span)
@@ -167,10 +167,19 @@ def server() -> LanguageServer:
 
     @made.feature(lsp.TEXT_DOCUMENT_CODE_ACTION, lsp.CodeActionOptions([lsp.CodeActionKind.QuickFix]))
     def actions(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
-        document = made.workspace.get_text_document(params.text_document.uri)
-        return [action for d in params.context.diagnostics if d.source == SOURCE for action in _actions(known(), made, document, d)]
+        document, ours = _readable(made, params.text_document.uri), [d for d in params.context.diagnostics if d.source == SOURCE]
+        return [action for d in ours for action in _actions(known(), made, document, d)] if document else []
 
     return made
+
+
+def _readable(made: LanguageServer, uri: str) -> Any:
+    """The document; None where it is no file, or none that can be read: an editor may ask of one that was deleted."""
+    document = made.workspace.get_text_document(uri)
+    try:
+        return document if document.path and document.lines is not None else None
+    except (OSError, ValueError):
+        return None
 
 
 def _ask_for_changes(server: LanguageServer) -> None:
@@ -224,7 +233,7 @@ def _explained(mark: PlacedFinding) -> str:
 
 
 def _actions(runs: Runs, made: LanguageServer, document: Any, diagnostic: lsp.Diagnostic) -> Iterator[lsp.CodeAction]:
-    code = (diagnostic.data or {}).get("code")
+    code = diagnostic.data.get("code") if isinstance(diagnostic.data, dict) else None
     quick, seen = lsp.CodeActionKind.QuickFix, set()
     for outcome in runs.outcomes():
         if code in outcome.prescription.findings and outcome.diff not in seen:
@@ -248,8 +257,8 @@ def _edit(runs: Runs, made: LanguageServer, diff: str) -> lsp.WorkspaceEdit | No
     edits: dict[str, list[lsp.TextEdit]] = {}
     for change in changes(diff):
         uri = _uri(runs, change.path)
-        document = made.workspace.get_text_document(uri)
-        lines = [text.rstrip("\r\n") for text in document.lines] if os.path.isfile(str(to_fs_path(uri))) else []
+        document = _readable(made, uri)
+        lines = [text.rstrip("\r\n") for text in document.lines] if document else []
         if not applies(change, lines):
             return None
         span = lsp.Range(lsp.Position(change.start - 1, 0), lsp.Position(change.start - 1 + len(change.old), 0))

@@ -23,12 +23,8 @@ def plain_line(frame: Frame) -> str:
     parts += [f"update {percent(frame.update)}"] if frame.update is not None else []
     parts.append(f"rate {number(frame.rate)}")
     parts += [f"{number(frame.speed)} steps/s"] if frame.speed else []
-    parts += [_overhead(frame.overhead)] if frame.overhead is not None else []
+    parts += [f"overhead {percent(frame.overhead)}"] if frame.overhead is not None else []
     return f"step {frame.step}: {', '.join(parts)}"
-
-
-def _overhead(share: float) -> str:
-    return f"overhead {percent(share)}" if share < 0.99 else f"overhead {number(100 * share)} %"
 
 
 def finding_line(finding: LiveFinding) -> str:
@@ -46,7 +42,7 @@ def board(frame: Frame | None, title: str, width: int, partial: str = "") -> Ren
         ("gradcheck", "bold"), f" {title}  step {frame.step}  {number(frame.speed)} steps/s", no_wrap=True, overflow="ellipsis"
     )
     if frame.overhead is not None:
-        head.append(f"  {_overhead(frame.overhead)}", style="dim")
+        head.append(f"  overhead {percent(frame.overhead)}", style="dim")
     spikes = [_row("spike: ", "yellow", spike, width) for spike in frame.spikes]
     return Group(*above, head, _numbers(frame), *_layers(frame), *spikes, *_findings(frame.findings, width))
 

@@ -49,6 +49,10 @@ def test_numbers_have_three_significant_digits_or_are_whole_and_are_never_zero_b
         (1e-5, "under 0.1 %"),
         (0.997, "99.7 %"),
         (0.99999, "over 99.9 %"),
+        (1.004, "100.4 %"),
+        (2.4567, "246 %"),
+        (2.5503e20, "2.55e+22 %"),
+        (-0.305, "-30.5 %"),
     ],
 )
 def test_only_a_whole_reads_hundred_percent(share, text):

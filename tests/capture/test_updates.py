@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.capture.build import workload_of
-from gradcheck.capture.changes import LeafChange
+from gradcheck.capture.changes import LeafChange, Waiting, chosen_entries
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.together import joined
@@ -246,3 +246,11 @@ def test_adam_with_its_epsilon_before_the_bias_is_corrected() -> None:
     rule = recognised([changes], [1e-12], [1.0] * 12)
     assert rule is not None and (rule.kind, rule.settings["betas"]) == ("Adam", (0.9, 0.999))
     assert rule.rates[0] == pytest.approx(1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_complex_weights_both_parts_are_looked_at() -> None:
+    weight, gradient = torch.tensor([1 + 2j, 3 - 1j]), torch.tensor([0j, 3 + 4j])
+    waiting = Waiting.of(weight, gradient, chosen_entries(gradient, 1))
+    assert waiting.moved(weight - 0.5j).tolist() == [0.0, -0.5, 0.0, -0.5]
+    assert (waiting.gradient.tolist(), waiting.norm) == ([0.0, 0.0, 3.0, 4.0], 5.0)

@@ -23,6 +23,11 @@ thread = threading.Thread(target=train)
 thread.start()
 thread.join()
 """
+AT_THE_END = f"""
+import atexit
+@atexit.register
+def train():{STEPS}
+"""
 
 
 def fast(script: Path) -> list[Report]:
@@ -34,8 +39,9 @@ def in_full(script: Path, looked: int) -> None:
     assert len(reports) == 1 and not complaints(reports) and reports[0].coverage.looked > looked, reports[0].coverage
 
 
-def test_a_training_in_a_thread_is_judged_in_full(tmp_path: Path) -> None:
-    in_full(written(tmp_path, DATA + IN_A_THREAD), looked=20)
+@pytest.mark.parametrize("text", [IN_A_THREAD, AT_THE_END])
+def test_a_training_in_a_thread_or_an_exit_handler_is_judged_in_full(text: str, tmp_path: Path) -> None:
+    in_full(written(tmp_path, DATA + text), looked=20)
 
 
 def test_layers_that_take_their_size_from_the_first_batch_between_random_ones(tmp_path: Path) -> None:

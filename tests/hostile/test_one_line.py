@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,21 @@ def test_somebody_elses_lines_are_one(gradcheck: Run) -> None:
     Path("model.py").write_text(text)
     code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--fast", "-q")
     assert code == 2 and not any(line.lstrip().startswith("::") for line in err.splitlines()), err
+
+
+def test_what_torch_warns_of_is_shown_once_and_at_the_users_line() -> None:
+    ours = str(ROOT / "gradcheck" / "capture" / "tape.py")
+    names: dict[str, Callable[..., None]] = {}
+    exec(compile("import warnings\n\ndef tap():\n    warnings.warn('sizes differ')\n", ours, "exec"), names)
+    exec(compile("def step():\n    tap()\n", "train.py", "exec"), names)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with exits():
+            for _ in range(3):
+                names["step"]()
+            warnings.warn_explicit("sizes differ", UserWarning, "model.py", 7)
+            warnings.warn_explicit("old", FutureWarning, "model.py", 8)
+    assert [(w.filename, w.lineno) for w in shown] == [("train.py", 2), ("model.py", 8)]
 
 
 def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:

@@ -164,6 +164,23 @@ def test_it_scans_nothing_and_says_nothing_of_other_files(project):
     assert sorted(path.name for path in project.iterdir()) == before
 
 
+def test_a_file_that_is_gone_and_diagnostics_of_other_shapes_are_answered(tmp_path):
+    (tmp_path / "other.py").write_bytes(b"x = '\xff'\n")
+
+    async def main():
+        async with Editor(tmp_path, "other.py") as editor:
+            for uri in (editor.uri, (tmp_path / "gone.py").as_uri(), "untitled:Untitled-1"):
+                document, at = lsp.TextDocumentIdentifier(uri), lsp.Position(0, 0)
+                assert await editor.client.text_document_hover_async(lsp.HoverParams(document, at)) is None
+                odd = lsp.Diagnostic(lsp.Range(at, at), "x", code=3, source="gradcheck", data="text")
+                params = lsp.CodeActionParams(document, odd.range, lsp.CodeActionContext([odd]))
+                assert await editor.client.text_document_code_action_async(params) == ()
+            editor.file.write_text("x = 1\n")
+            assert [a.title for a in await editor.actions(odd)] == ["Ignore 3 on this line"]
+
+    asyncio.run(main())
+
+
 def test_the_server_starts_without_torch(tmp_path):
     code = f"sys.stdin = open('/dev/null'); {command('server')}"
     assert heavy_among(modules_after(code, tmp_path)) == []
