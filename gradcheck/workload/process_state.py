@@ -23,8 +23,8 @@ _BACKEND_FLAGS = (
 
 
 class _Once:
-    """In the place of `warnings.showwarning`. What the user's calls warn of through gradcheck's code, each copy and each repetition warns of
-    again: it is shown once, whatever its numbers, at the user's line, and not at all where no line of the user's is running."""
+    """In the place of `warnings.showwarning`. What the user's calls warn of through gradcheck's code, each copy and each repetition warns
+    of again: it is shown once, whatever its numbers, at the user's line, and not at all where no line of the user's is running."""
 
     def __init__(self, show: Callable[..., Any]) -> None:
         self.show, self.heard = show, set[tuple[type[Warning], str]]()
