@@ -36,7 +36,7 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     changes to its largest weight between two steps point towards the other one's weight (cosine above 0.999). Its buffers are
     compared with what they were at the first step, and its calls in evaluation mode are noted. What such buffers cost is measured
     on the copy that the probe trained: its loss in evaluation mode with the statistics from before training, and with its own.
-    A model stays that began with the weights of a trained one, is called, and is the same before every recorded step (8 or more).
+    A model stays that began as a copy, is called, and is the same before every recorded step (8 or more).
 
     ## Limits and their sources
     A buffer that stayed as it was while the trained model's changed, in a model that was called in evaluation mode, counts.
@@ -112,7 +112,7 @@ def _left(a: LoopAverage, beside: tuple[str, str]) -> Finding:
     return found(
         "warning",
         f"{mine} is a copy of {leader} and stays as it was through {a.stood} steps (limit 0), while {beside[0] or 'another copy'} follows "
-        f"{beside[1] or 'its model'}: what it gives is that of the untrained {leader}",
+        f"{beside[1] or 'its model'}: it gives what the untrained {leader} gave",
         location=a.site,
         evidence=Evidence("steps in which it stayed", a.stood, 0, ">", "steps"),
         remedies=Remedy("check-arguments", f"move {mine} towards {leader} where the other copy is moved", "advice"),
