@@ -29,7 +29,7 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     ## Why it matters
     In evaluation mode, batch normalization uses its running statistics. With the initial ones, a teacher teaches noise, and an
     average is worse than what it averages. Gradients of a teacher are computed for nothing, and change it if an optimizer holds its
-    parameters. A target network that stays gives the targets of an untrained one to the end.
+    parameters. A target network that stays gives the targets of an untrained one.
 
     ## How it is measured
     The script is run. A model that no optimizer holds, with the structure of one that is trained, follows it when the loop's

@@ -276,7 +276,8 @@ def idle_terms(context: CheckContext) -> tuple[IdleTerm, ...]:
     if not late.found:
         return tuple(late.led)
     early = _look(context.fork(), w.batches[0], w.made)
-    both = ((term, early.found[key]) for key, term in late.found.items() if key in early.found)
+    found = {key: (term, early.found[key]) for key, term in late.found.items() if key in early.found}
+    both = [pair for (kind, *at), pair in found.items() if kind != "zero" or ("equals", *at) not in found]
     return (
         *(term if term.value else before for term, before in both if term.value or before.value or term.kind != "cut"),
         *late.led,
@@ -389,10 +390,10 @@ def _cancelled(
         if weights is None or not bool(weights.any()):
             continue
         through = CANCELLED * _norm(one, parameters, weights)
-        if through > 0 and _norm(loss, parameters) <= through:
-            look.add(IdleTerm("equals", call.name.strip("_"), call.place, float(one.detach().float().mean()), total))
-        elif through > 0 and _norm(call.tensor, parameters, weights) <= through:  # other terms train
+        if through > 0 and _norm(call.tensor, parameters, weights) <= through:
             look.add(IdleTerm("zero", call.name.strip("_"), call.place, 0.0, total))
+        if through > 0 and _norm(loss, parameters) <= through:  # no other term trains
+            look.add(IdleTerm("equals", call.name.strip("_"), call.place, float(one.detach().float().mean()), total))
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
