@@ -41,9 +41,10 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     a warning, too, where all rows that are looked at are trained on, or about as many: it may be the training's own figure.
 
     Calibration: in 12 healthy scripts nothing is reported; five that leak are, with shares of 6 to 100 %. Held out: of five
-    healthy programs none, of five that leak all, once folds and samplers were told apart. What is augmented at random has no equal rows, and is not seen; neither are data that come
-    without a `DataLoader`, and validation later than the first 200 steps. By `benchmarks/silent.py`, on six tables: of 24
-    healthy programs none, of 12 that leak all, once rows that a `Subset` draws often were told from twins.
+    healthy programs none, of five that leak all, once folds and samplers were told apart. What is augmented at random has no
+    equal rows, and is not seen; neither are data that come without a `DataLoader`, and validation later than the first 200 steps.
+    By `benchmarks/silent.py`, on six tables: of 24 healthy programs none, of 12 that leak all, once rows that a `Subset` draws
+    often were told from twins.
 
     ## When to ignore it
     When the second data set is meant to show the training's own figures.
