@@ -27,6 +27,37 @@ def test_a_generator_that_helps_the_discriminator(tmp_path):
     check(tmp_path, PLAYED.replace("SIGN *", ""), PLAYED.replace("SIGN", "-1"), "GRAPH004", "warning")
 
 
+def test_a_generator_that_helps_it_with_samples_drawn_anew(tmp_path):
+    text = PLAYED.replace("-D(torch.randn(16, 2))", "-D(torch.randn(16, 2) + 9)").replace(
+        "D(fake)).mean()", "D(G(torch.randn(16, 4)))).mean()"
+    )
+    check(tmp_path, text.replace("SIGN *", ""), text.replace("SIGN", "-1"), "GRAPH004", "warning")
+
+
+OLD = """
+policy = nn.Linear(6, 4)
+optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
+for step in range(20):
+    states = torch.randn(32, 6)
+    actions, gains = torch.randint(4, (32, 1)), torch.randn(32, 1)
+    before = policy(states).log_softmax(1).gather(1, actions)FROZEN
+    for epoch in range(2):
+        scores = policy(states).log_softmax(1)
+        OLD
+        ratio = (scores.gather(1, actions) - old).exp()  # here
+        loss = -torch.min(ratio * gains, ratio.clamp(0.8, 1.2) * gains).mean() + 0.01 * (scores.exp() * scores).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_ratio_of_probabilities_that_are_the_same(tmp_path):
+    faulty = OLD.replace("FROZEN", "").replace("OLD", "old = policy(states).log_softmax(1).gather(1, actions)")
+    found = check(tmp_path, faulty, OLD.replace("FROZEN", ".detach()").replace("OLD", "old = before"), "LOSS009", "warning")
+    assert "both sides of a difference" in found.message
+
+
 # Of three passes the last is led away from its label, as it is meant.
 UNLIKELY = """
 data = torch.randn(64, 8)

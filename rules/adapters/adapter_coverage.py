@@ -48,8 +48,7 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
     adapted ones are not the last ones (adapting the top layers is a choice) nor evenly spaced (every second one, or three or more).
     Which kinds of layers are adapted is a choice, too: PEFT adapts query and value by default. Below `smallest-share` 5 % of ten or
     more frozen layers it is advice. Calibrated on 26 healthy models, on which it says nothing: six with LoRA written by hand, and 20
-    of PEFT 0.21 (Llama, GPT-2, RoBERTa, T5, ViT, Mixtral; its LoRAs, DoRA, rsLoRA, AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt and
-    LayerNorm tuning).
+    of PEFT 0.21 (six architectures; LoRA, IA3, LoHa, LoKr, OFT, prompt and LayerNorm tuning).
 
     ## When to ignore it
     When adapters that were trained before are kept fixed on purpose, or some layers of a kind are left alone on purpose.

@@ -40,11 +40,11 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     `warning-share` 1 % and `error-share` 20 % of the rows beyond the share of twins, and at least `fewest` 4 rows (heuristics). It is
     a warning, too, where all rows that are looked at are trained on, or about as many: it may be the training's own figure.
 
-    Calibration: in 12 healthy scripts nothing is reported; five that leak are, with shares of 6 to 100 %. Held out were five healthy
-    and five leaking programs (digits, windows of names and of a series, tokens, folds, samplers): none and five are reported, once
-    folds and samplers were told apart. What is augmented at random has no equal rows, and is not seen; neither are data that come
-    without a `DataLoader`, and validation later than the first 200 steps. By `benchmarks/silent.py`, on six tables: of 24
-    healthy programs none, of 12 that leak all, once rows that a `Subset` draws often were told from twins.
+    Calibration: in 12 healthy scripts nothing is reported; five that leak are, with shares of 6 to 100 %. Held out: of five
+    healthy programs none, of five that leak all, once folds and samplers were told apart. What is augmented at random has no
+    equal rows, and is not seen; neither are data that come without a `DataLoader`, and validation later than the first 200 steps.
+    By `benchmarks/silent.py`, on six tables: of 24 healthy programs none, of 12 that leak all, once rows that a `Subset` draws
+    often were told from twins.
 
     ## When to ignore it
     When the second data set is meant to show the training's own figures.

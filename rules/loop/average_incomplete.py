@@ -29,14 +29,14 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     ## Why it matters
     In evaluation mode, batch normalization uses its running statistics. With the initial ones, a teacher teaches noise, and an
     average is worse than what it averages. Gradients of a teacher are computed for nothing, and change it if an optimizer holds its
-    parameters. A target network that stays gives the targets of an untrained one to the end.
+    parameters. A target network that stays gives the targets of an untrained one.
 
     ## How it is measured
     The script is run. A model that no optimizer holds, with the structure of one that is trained, follows it when the loop's
     changes to its largest weight between two steps point towards the other one's weight (cosine above 0.999). Its buffers are
     compared with what they were at the first step, and its calls in evaluation mode are noted. What such buffers cost is measured
     on the copy that the probe trained: its loss in evaluation mode with the statistics from before training, and with its own.
-    A model stays that began with the weights of a trained one, is called, and is the same before every recorded step (8 or more).
+    A model stays that began as a copy, is called, and is the same before every recorded step (8 or more).
 
     ## Limits and their sources
     A buffer that stayed as it was while the trained model's changed, in a model that was called in evaluation mode, counts.
@@ -112,7 +112,7 @@ def _left(a: LoopAverage, beside: tuple[str, str]) -> Finding:
     return found(
         "warning",
         f"{mine} is a copy of {leader} and stays as it was through {a.stood} steps (limit 0), while {beside[0] or 'another copy'} follows "
-        f"{beside[1] or 'its model'}: what it gives is that of the untrained {leader}",
+        f"{beside[1] or 'its model'}: it gives what the untrained {leader} gave",
         location=a.site,
         evidence=Evidence("steps in which it stayed", a.stood, 0, ">", "steps"),
         remedies=Remedy("check-arguments", f"move {mine} towards {leader} where the other copy is moved", "advice"),

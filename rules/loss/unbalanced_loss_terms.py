@@ -22,9 +22,8 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
     """One term of the loss is summed, another averaged, and the summed one leaves nothing to learn from the other.
 
     ## What it finds
-    Losses in which each entry of one term weighs many times what an entry of another one does, because the one is summed and
-    the other averaged: the KL divergence of a variational autoencoder, summed, beside a reconstruction error that is a mean
-    over all pixels; a summed penalty on codes beside a mean error.
+    Losses in which each entry of one term weighs many times what an entry of another one does: the KL divergence of a variational
+    autoencoder, summed, beside a reconstruction error that is a mean over all pixels; a summed penalty on codes.
 
     ## Why it matters
     The summed term wins: it is least where the code says nothing about its input, and the code goes there within the first

@@ -31,12 +31,11 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     beside the tokens that each embedding reads. Where the target is the token one position further, the tokens after a position
     are replaced by others, where the embedding reads them, for three positions, after the short training, in evaluation mode. The
     change of the logits at supervised positions up to that one is compared with the change after it. Where they do change, the two
-    passes are compared operation by operation. A target may be the next token of two inputs, as in a translation to the same
-    language: one that does not leak is enough. A loss in chunks is put together; for a function that takes hidden states and
-    the head's weight (`linear_cross_entropy`) the logits are computed again. Where no such loss was seen, nothing is said.
+    passes are compared operation by operation. Of two inputs whose next token is the target, one that does not leak is enough. For a
+    function that takes hidden states and the head's weight (`linear_cross_entropy`) the logits are computed again. Where no such
+    loss was seen, nothing is said.
 
-    Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders. In prefix language
-    models only supervised positions count; padding before a sequence does not.
+    Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders.
 
     ## Limits and their sources
     `leak` 0.01: the largest change at one position up to t over the root mean square change after t. Calibrated on small models

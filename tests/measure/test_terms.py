@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradcheck.measure.checks import direction
+from gradcheck.measure.checks.balance import reduced
 from gradcheck.measure.checks.listing import Listing, terms_of
 from tests.scripts import DATA, codes, complaints, scan, written
 
@@ -176,3 +177,19 @@ def test_a_summed_divergence_beside_a_mean_error(tmp_path, monkeypatch, reconstr
     assert len(found) == told
     if told:
         assert "torch.sum" in text.splitlines()[found[0].location.line - 1]
+
+
+@pytest.mark.parametrize(
+    "whole", ["(errors * mask + 2 * divergence.sum() * mask).sum() / mask.sum()", "(errors.mean(1) + 2 * divergence.sum()).mean()"]
+)
+def test_a_sum_over_the_batch_that_is_added_to_each_error_weighs_its_entries(whole):
+    torch.manual_seed(0)
+    x, net, mask = torch.randn(8, 5), torch.nn.Linear(5, 5), torch.ones(8, 1)
+    with Listing() as listing:
+        made = net(x)
+        names = {"errors": (made - x).square(), "divergence": made.square() - made, "mask": mask.expand(8, 5).contiguous()}
+        loss = eval(whole, names)
+    call = listing.of(loss)
+    assert call is not None
+    weights = {bool(t.made_of): t.facts.weight for t in reduced(call, {id(p) for p in net.parameters()})}
+    assert weights == pytest.approx({True: 2.0, False: 1 / 40})

@@ -1,8 +1,4 @@
-"""Terms of a loss whose entries differ in weight by orders of magnitude, because one is summed and the other averaged, and the effect.
-
-And terms that train nothing: without gradient, with derivatives that are zero everywhere, differences of equals. The loss is split into its
-summands, before training and after the probe; those that train nothing at both times count.
-"""
+"""Terms of a loss of which one is summed and the other averaged; and terms that train nothing, before training and after the probe."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,6 +178,7 @@ def reduced(whole: ListedCall, parameters: set[int]) -> Iterator[Term]:
             return
         call, factor = pending.pop()
         entries = _entries(call) if call.live and factor else None
+        pending += [(source, factor * f) for _, source, f in _repeated(call) if source is not call]
         if entries is not None:
             shape, share, ends = entries
             facts = LossTerm(call.name.strip("_"), call.place, shape, abs(factor * share))
@@ -200,11 +197,24 @@ def _entries(call: ListedCall) -> tuple[tuple[int, ...], float, list[ListedCall]
         rows = over.shape[0] if over.dim() else 1
         share = {"sum": 1.0, "batchmean": 1 / max(1, rows)}.get(call.reduction, 1 / max(1, over.numel()))
         return tuple(over.shape), share, [call]
-    leaves = [(c, f / c.tensor.numel()) for c, f in terms_of(call) if c.live and c.tensor.numel() > 1] if call.name in _REDUCTIONS else []
+    once = {id(c) for c, *_ in _repeated(call)}
+    ends = terms_of(call, entries=True) if call.name in _REDUCTIONS else ()
+    leaves = [(c, f / c.tensor.numel()) for c, f in ends if c.live and id(c) not in once]
     if not leaves:
         return None
     heaviest, share = max(leaves, key=lambda x: abs(x[1]))
     return tuple(heaviest.tensor.shape), share, [c for c, _ in leaves]
+
+
+def _repeated(call: ListedCall) -> Iterator[tuple[ListedCall, ListedCall, float]]:
+    """Where a reduction takes one number for many entries, as a sum over the batch, alone or times a mask; the number, its factor."""
+    for c, f in terms_of(call, entries=True) if call.name in _REDUCTIONS and call.tensor.numel() == 1 else ():
+        if c.live and c.tensor.numel() == 1:
+            yield c, c, f
+        elif c.name.strip("_") in direction.PRODUCTS and len(c.given) == 2:
+            for one, other, source in zip(c.given, reversed(c.given), c.sources, strict=True):
+                if one.requires_grad and one.numel() == 1 and not other.requires_grad and source is not None:
+                    yield c, source, f * float(other.detach().double().mean())
 
 
 def _is_compared(ends: list[ListedCall], parameters: set[int]) -> bool:
@@ -266,7 +276,8 @@ def idle_terms(context: CheckContext) -> tuple[IdleTerm, ...]:
     if not late.found:
         return tuple(late.led)
     early = _look(context.fork(), w.batches[0], w.made)
-    both = ((term, early.found[key]) for key, term in late.found.items() if key in early.found)
+    found = {key: (term, early.found[key]) for key, term in late.found.items() if key in early.found}
+    both = [pair for (kind, *at), pair in found.items() if kind != "zero" or ("equals", *at) not in found]
     return (
         *(term if term.value else before for term, before in both if term.value or before.value or term.kind != "cut"),
         *late.led,
@@ -378,8 +389,10 @@ def _cancelled(
         (weights,) = torch.autograd.grad(loss, [call.tensor], retain_graph=True, allow_unused=True)
         if weights is None or not bool(weights.any()):
             continue
-        through = _norm(one, parameters, weights)
-        if through > 0 and _norm(loss, parameters) <= CANCELLED * through:
+        through = CANCELLED * _norm(one, parameters, weights)
+        if through > 0 and _norm(call.tensor, parameters, weights) <= through:
+            look.add(IdleTerm("zero", call.name.strip("_"), call.place, 0.0, total))
+        if through > 0 and _norm(loss, parameters) <= through:  # no other term trains
             look.add(IdleTerm("equals", call.name.strip("_"), call.place, float(one.detach().float().mean()), total))
 
 

@@ -16,7 +16,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors, tensors_in
 
 _OF_CLASSES = frozenset("cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits".split())
-_PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
+PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
 FEWEST_SAMPLES = 16  # whose losses and factors are compared (heuristic: a rank correlation of 0.95 is none by chance)
 
 FEWEST = 2  # targets of a sample: the distance of two samples is rightly small where "alike" is 1
@@ -146,7 +146,7 @@ def ratio(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
 def easy(whole: ListedCall, loss: torch.Tensor) -> IdleTerm | None:
     """Losses of samples times a factor made of the outputs: `value` 1 where it falls as they rise: a greater error can lower both."""
     for call in behind(whole, DEEP):
-        sides = [_unscaled(c) for c in call.calls if c.live] if call.name.strip("_") in _PRODUCTS else []
+        sides = [_unscaled(c) for c in call.calls if c.live] if call.name.strip("_") in PRODUCTS else []
         both = [{id(c): c for c in behind(side, 2 * NEAR)} for side in sides]
         found = [c for known in both for c in known.values() if c.is_loss and c.name in _OF_CLASSES]
         losses = [c for c in found if c.tensor.shape == call.tensor.shape]

@@ -98,14 +98,14 @@ class Listing(TorchFunctionMode):
         return output
 
 
-def terms_of(call: ListedCall) -> Iterator[tuple[ListedCall, float]]:
-    """The summands of a loss, each with its factor."""
+def terms_of(call: ListedCall, entries: bool = False) -> Iterator[tuple[ListedCall, float]]:
+    """The summands of a loss, each with its factor; `entries`: what is one number already is not taken apart."""
     pending = [(call, 1.0)]
     for _ in range(DEEP):
         if not pending:
             return
         here, factor = pending.pop()
-        parts = parts_of(here)
+        parts = parts_of(here) if here is call or not entries or here.tensor.numel() > 1 else []
         if not parts:
             yield here, factor
         for tensor, source in parts:
