@@ -102,10 +102,17 @@ class Level:
         level = self.value
         return max(NORMAL * median(abs(v - level) for v in self.recent), noise(self.recent))
 
-    def left_behind(self, value: float, reach: float) -> bool:
-        """Whether a value lies `reach` times as far above the level as any of the numbers."""
+    @property
+    def falls(self) -> bool:
+        """Whether the numbers come down by more than their noise: those before were higher for that reason alone."""
+        half = len(self.recent) // 2
+        return median(self.recent[:half]) - median(self.recent[half:]) > CLEAR * noise(self.recent)
+
+    def left_behind(self, value: float, reach: float, late: bool = False) -> bool:
+        """Whether a value lies `reach` times as far above the level as any of the numbers, or of the later half of them."""
         level = self.value
-        return value - level > reach * (self._ordered[-1] - level)
+        highest = max(self.recent[len(self.recent) // 2 :]) if late else self._ordered[-1]
+        return value - level > reach * (highest - level)
 
 
 def spikes(curve: LogColumn, least: float, reach: float, stretches: bool = False) -> list[CurveSpike]:
@@ -134,18 +141,20 @@ def spikes(curve: LogColumn, least: float, reach: float, stretches: bool = False
 def _jump(values: Sequence[float], index: int, before: Level, least: float, reach: float, stretches: bool) -> float:
     """Score of the jump at a point, 0 for none."""
     value, few, level = values[index], values[index : index + WIDTH], before.value
-    if len(few) < WIDTH or min(few) <= level or not (stretches or before.left_behind(value, reach)):
+    if len(few) < WIDTH or min(few) <= level:
         return 0.0
-    size = before.size
-    if size <= 0:
+    falls = before.falls
+    far = before.left_behind(value, reach, falls)
+    size = noise(before.recent) if falls else before.size
+    if min(size, before.size) <= 0 or not (stretches or far):
         return 0.0
-    if value - level > least * size and before.left_behind(value, reach) and min(few) > level + CLEAR * size:
+    if value - level > least * size and far and min(few) > level + CLEAR * size:
         return (value - level) / size
     ahead = values[index : index + STRETCH]
     if not stretches or len(ahead) < STRETCH:
         return 0.0
     shift, sudden = median(ahead) - level, median(ahead) - median(before.recent[-STRETCH:])
-    score = shift / size * math.sqrt(STRETCH) / OF_MEDIAN
+    score = shift / before.size * math.sqrt(STRETCH) / OF_MEDIAN
     if score <= least or sudden < SUDDEN * shift:
         return 0.0
     highest = max(median(before.recent[i : i + STRETCH]) for i in range(len(before.recent) - STRETCH + 1))

@@ -71,7 +71,7 @@ RuleName = Annotated[
 ]
 TextOrJson = Annotated[str, typer.Option("--output", "--output-format", metavar="text|json")]
 
-Column = Annotated[Texts, typer.Option(metavar="ROLE=NAME", help="Of a log: the column that is its loss, evaluation, rate or norm.")]
+Column = Annotated[Texts, typer.Option(metavar="ROLE=NAME", help="Of a log: the column that is its loss, evaluation, rate, norm or scale.")]
 
 # ------------------------------------------------------------------------- the exit code
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings of this level. [default: error]")]

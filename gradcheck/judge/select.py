@@ -22,7 +22,7 @@ def for_these(rules: Iterable[Rule], measurements: Iterable[Measurement]) -> tup
     A run that is watched has both.
     """
     of_log, watched = any(m.log is not None for m in measurements), any(m.course is not None for m in measurements)
-    return tuple(r for r in rules if ("log" in r.needs) == of_log or (watched and not of_log))
+    return tuple(r for r in rules if ("log" in r.needs) == of_log or ("log" in r.wants if of_log else watched))
 
 
 def needs(rules: Iterable[Rule]) -> frozenset[Need]:

@@ -11,9 +11,10 @@ from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.logs.read import read
 from gradcheck.types.data import DataFacts
+from gradcheck.types.gauges import Gauge
 from gradcheck.types.measurement import Assumption, Environment, Measurement
 from gradcheck.types.report import Report
-from gradcheck.types.training import LogFacts, OptimizerFacts, Run
+from gradcheck.types.training import LogColumn, LogFacts, OptimizerFacts, Run
 from gradcheck.version import __version__
 
 SHOWN = 1000  # losses of the run that a page draws
@@ -34,7 +35,7 @@ def measured(target: str, log: LogFacts) -> Measurement:
     assert loss is not None
     stride = max(1, -(-len(loss.values) // SHOWN))
     broken = bool(loss.values) and not math.isfinite(loss.values[-1])
-    named = {"loss": log.loss, "evaluation": log.evaluation, "rate": log.rate, "norm of the gradient": log.norm}
+    named = {"loss": log.loss, "evaluation": log.evaluation, "rate": log.rate, "norm of the gradient": log.norm, "loss scale": log.scale}
     said = ", ".join(f"{what}: {curve.name}" for what, curve in named.items() if curve is not None)
     return Measurement(
         target=target,
@@ -49,5 +50,16 @@ def measured(target: str, log: LogFacts) -> Measurement:
         probe=Run("the logged run", loss.values[::stride], live=True, ended="non-finite" if broken else "done"),
         loss_given=True,
         log=log,
+        gauges=_scale(log.scale),
         assumptions=(Assumption("data", f"{log.format}, read by its columns {said}", given=True),),
     )
+
+
+def _scale(curve: LogColumn | None) -> tuple[Gauge, ...]:
+    """Without the first tenth of the run, in which a scale comes down from where it begins: 2^32 in Megatron."""
+    points = list(zip(curve.finite.steps, curve.finite.values, strict=True)) if curve is not None else []
+    points = points[len(points) // 10 :]
+    if not points:
+        return ()
+    (step, peak), steps = max(points, key=lambda p: p[1]), tuple(round(s) for s, _ in points)
+    return (Gauge("loss-scale", "the log", "", steps, tuple(v for _, v in points), peak, round(step)),)

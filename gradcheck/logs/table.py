@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gradcheck.errors import ConfigError
 from gradcheck.types.training import LogColumn, LogFacts
 
-Role = Literal["loss", "evaluation", "rate", "norm"]
-ROLES: tuple[Role, ...] = ("loss", "evaluation", "rate", "norm")
+Role = Literal["loss", "evaluation", "rate", "norm", "scale"]
+ROLES: tuple[Role, ...] = get_args(Role)
 MOST_POINTS = 20_000  # of a column that are kept: of longer ones the extremes of equal parts
 STEPS = (
     *("step", "global_step", "_step", "iteration", "iter", "trainer_global_step", "train_global_step", "steps", "num_updates", "update"),
@@ -48,6 +48,7 @@ NAMES: Mapping[Role, tuple[str, ...]] = {
         "gnorm",
         "gradcheck_gradient_norm",
     ),
+    "scale": ("loss_scale", "grad_scale", "scaler_scale"),
 }
 KINDS = ("loss", "mse", "nll", "bce", "ce")  # words for losses; where no column is called by one, the next is looked for
 _CLIPS = ("max_grad_norm", "gradient_clip_val", "grad_clip", "clip_grad_norm", "clip_grad", "max_norm", "gradient_clipping")
@@ -158,7 +159,7 @@ def _resembling(known: Mapping[str, str], role: Role, kind: str) -> str | None:
     words = {n: n.split("_") for n in reversed(list(known))}
     if role == "rate":  # Lightning's monitor names them after the optimizer
         return next((known[n] for n in words if n.startswith(("lr_", "train_lr_"))), None)
-    if role == "norm":
+    if role in ("norm", "scale"):
         return None
     kinds = {n: w for n, w in words.items() if kind in w and w[-1] not in _FACTORS}
     losses = [n for n, w in kinds.items() if any(x in _EVALUATION for x in w) == (role == "evaluation")]

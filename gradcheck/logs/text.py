@@ -17,7 +17,7 @@ LIGHTNING = "metrics.csv of Lightning"
 _NAMED = re.compile(
     r"""([A-Za-z_][\w/.-]*(?:[ ][A-Za-z_][\w/.-]*){0,2})['"]?\s*[:=]?\s*[\['"]?\s*"""
     r"""(?:\b[A-Za-z_][\w.]*\(\[?)?"""  # `tensor(2.3, ...)`, `np.float64(2.3)`
-    r"""([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<![A-Za-z])[-+]?(?i:inf|infinity|nan))(?![\w.]|:\d)"""
+    r"""([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<![A-Za-z])[-+]?(?i:inf|infinity|nan))(?![\w.%]|:\d)"""
 )
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 FEWEST = 2  # lines with a loss that make the output of a program a log

@@ -118,6 +118,7 @@ class LogFacts:
     evaluation: LogColumn | None = None  # loss on held-out data
     rate: LogColumn | None = None
     norm: LogColumn | None = None  # of the gradient
+    scale: LogColumn | None = None  # of the loss, by a scaler
     clip: float | None = None  # norm that gradients are clipped to, where the log or the user says it
     others: tuple[str, ...] = ()  # columns that were not used
 

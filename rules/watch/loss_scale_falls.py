@@ -9,6 +9,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
     "WATCH008",
     up_to="warning",
     needs=("gauges",),
+    wants=("log",),
     limits={
         "scale": Limit(1, "", "Megatron and DeepSpeed stop there: below it gradients overflow that nothing has enlarged"),
         "fall": Limit(4096, "times", "heuristic: twelve halvings below the highest; healthy scales settle within six of their start"),
@@ -26,7 +27,7 @@ def loss_scale_falls(m: Measurement, limits: Limits) -> Verdict:
     without bound, or a layer whose output overflows; at the end every step is skipped, and the loss stands still.
 
     ## How it is measured
-    The factor at the measured steps.
+    The factor at the measured steps; in the log of a finished run the column of it, after the first tenth.
 
     ## Limits and their sources
     `scale` (1), and `fall` (4096 times below the highest factor of the run, while it is at its lowest).

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradcheck
+from gradcheck.types.report import Report
 
 Watch = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Any]]
 
@@ -194,3 +195,14 @@ def adversaries(watch: Watch = unwatched, steps: int = 300, critic: int = 0) -> 
             F.binary_cross_entropy_with_logits(discriminator(fake), one).backward()
             first.step()
     return remains(generator, first)
+
+
+def passed(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
+
+
+def found(report: Report) -> set[str]:
+    assert not [s for s in report.rules if s.status == "crashed"]
+    return {f.code for f in report.findings if f.code.startswith("LOOP") or f.code == "GRAPH006"}

@@ -141,6 +141,14 @@ def test_faulty_logs_are_told_by_the_right_code(name: str, tmp_path: Path) -> No
     assert all("gradcheck scan train.py" in f.remedies[-1].text for f in report.findings)
 
 
+@pytest.mark.parametrize("falls", [False, True])
+def test_a_loss_scale_that_collapses(falls: bool, tmp_path: Path) -> None:
+    """As Megatron's begins, at 2^32, and settles in its first steps."""
+    scales = [2.0 ** (32 - 4 * i) if i < 5 else 2.0 ** (16 - falls * max(0, i - 60)) for i in range(N)]
+    report = judged({"loss": falling(N), "loss_scale": scales}, tmp_path)
+    assert [(f.severity, f.code) for f in report.findings] == [("warning", "WATCH008")] * falls
+
+
 def test_spikes_say_where_they_are(tmp_path: Path) -> None:
     (finding,) = judged(FAULTY["lasting jump"][0], tmp_path).headlines[:1]
     assert "at step 300" in finding.message and "does not come back" in finding.message

@@ -84,6 +84,11 @@ _NOISE = random.Random(0)
 SHARD = [2.2 - 0.6 * min(i / 60, 1) + 0.15 * _NOISE.gauss() for i in range(200)]  # falls in 60 points; its noise is that of a batch
 
 
+def test_spikes_of_a_loss_that_still_falls_fast_are_seen():
+    loss = [2.5 + 7.5 * math.exp(-i / 40) + 0.03 * (-1) ** i + 4 * (i >= 80 and i % 30 in (20, 21, 22, 23)) for i in range(200)]
+    assert "and 3 more" in only(log_loss_spikes, logged(loss=loss)).message
+
+
 @pytest.mark.parametrize(("rise", "rate", "severity"), [(0.3, 1.0, None), (0.8, 1.0, "warning"), (0.8, 2.0, None)])
 def test_a_stretch_of_other_data_is_seen_through_the_noise(rise, rate, severity):
     """As measured: labels of ten logged steps at random raise the loss by 5 standard deviations of a batch."""
