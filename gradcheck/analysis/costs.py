@@ -22,8 +22,9 @@ LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has rise
 LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing,
 ALL = 1.0  # of chance: unless the change takes off as much as a constant prediction leaves
 LATE = ("OPT001", "OPT005", "OPT008", "REG001")  # steps or a decay whose harm may show after the probe only
+EARLY = ("OPT007",)  # the first steps, which a pair has seen: one whose remedy ends no lower costs nothing
 # Rules that predict the end of training, or evaluation: a training that goes well anyway takes their warning back.
-PREDICTIONS = (*LATE, "NORM004")
+PREDICTIONS = (*LATE, *EARLY, "NORM004")
 
 
 def comparable(m: Measurement) -> bool:
@@ -108,7 +109,7 @@ def with_cost(finding: Finding, m: Measurement, up_to: Severity) -> Finding:
         return _costless(finding, cost)
     message = f"{finding.message}; {in_words(cost)}"
     if not is_costly(cost):
-        return replace(finding, message=message)
+        return replace(finding, message=message, severity="info" if finding.code in EARLY and saved(cost) <= 0 else finding.severity)
     if up_to == "error" and is_cause(cost):
         confirmed = f"by the probe: it fails as it is, and learns {cost.change} alone"
         remedies = tuple(sorted(finding.remedies, key=lambda r: cost.change != f"with {r.name}"))  # the one that was tried leads

@@ -147,8 +147,10 @@ def _steps(recorder: Recorder, watched: OptimizerTrace | None) -> Taken:
 
 
 def _hands_out_once(loader: Any) -> bool:
-    sampler = getattr(loader, "sampler", None)
-    return not (isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False))
+    """What the user's own samplers do is not known: those of classes and episodes draw samples again."""
+    samplers = [x for name in ("sampler", "batch_sampler") if (x := getattr(loader, name, None)) is not None]
+    known = all(type(x).__module__.startswith("torch.") and not isinstance(x, WeightedRandomSampler) for x in samplers)
+    return known and not getattr(samplers[0] if samplers else None, "replacement", False)
 
 
 def _owners(slices: Sequence[Slice]) -> list[Owner]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gradcheck.analysis.convergence import learned_later
-from gradcheck.analysis.costs import comparable, failed, is_costly, learns_slowly, may_fail_later, saved, trains
+from gradcheck.analysis.costs import EARLY, comparable, failed, is_costly, learns_slowly, may_fail_later, saved, trains
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.measure.checks.without_regularization import DROPOUT, SMOOTHING, Noise, lift, without_penalty
@@ -111,7 +111,8 @@ def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list
         limited = {rule.code for rule in rules if rule.up_to == "info"}
         if learned_later(m) is not None:
             limited.add("OPT002")  # it costs time, which is known already
-        heads = [f for f in findings if f.cause is None and f.code not in limited and (learns_slowly(m) or may_fail_later(f))]
+        tried = [f for f in findings if f.cause is None and f.code not in limited]
+        heads = [f for f in tried if learns_slowly(m) or may_fail_later(f) or f.code in EARLY]
     return [Suspect(f, changes, errors) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
 
 

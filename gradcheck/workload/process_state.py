@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,31 @@ from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.source_sites import location_of_frame, origin_of
 
-_BACKEND_FLAGS = (
+_FLAGS = (
     (torch.backends.cudnn, ("enabled", "benchmark", "deterministic", "allow_tf32")),
     (torch.backends.cuda.matmul, ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")),
+)
+# How each is read and set. Set only where it changed: the one for determinism imports the compiler, which takes seconds.
+_GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    (lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()), lambda x: torch.autograd.set_detect_anomaly(*x)),
+    (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda x: torch.use_deterministic_algorithms(x[0], warn_only=x[1]),
+    ),
+    (np.geterr, lambda x: np.seterr(**x)),
+    *((partial(getattr, home, name), partial(setattr, home, name)) for home, names in _FLAGS for name in names),
+    (lambda: warnings.showwarning, lambda x: setattr(warnings, "showwarning", x)),
 )
 
 
 class _Once:
-    """In the place of `warnings.showwarning`. What the user's calls warn of through gradcheck's code, each copy and each repetition warns
-    of again: it is shown once, whatever its numbers, at the user's line, and not at all where no line of the user's is running."""
+    """`warnings.showwarning`, by which what calls of the user's warn of through gradcheck's code is shown once, at their line: each copy
+    and each part of a batch warns again, with other numbers."""
 
     def __init__(self, show: Callable[..., Any]) -> None:
         self.show, self.heard = show, set[tuple[type[Warning], str]]()
@@ -42,42 +59,24 @@ class _Once:
 @contextmanager
 def untouched() -> Iterator[None]:
     """Restores random states (torch, numpy, python) and torch's global flags on the way out, even after an exception."""
-    show = warnings.showwarning
-    grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
-    precision, device = torch.get_float32_matmul_precision(), _default_device()
-    flags = [(home, name, getattr(home, name)) for home, names in _BACKEND_FLAGS for name in names]
+    before, device = [read() for read, _ in _GLOBALS], _default_device()
     autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_kinds()}
-    cache, numpy_errors = torch.is_autocast_cache_enabled(), np.geterr()
-    if not isinstance(show, _Once):
-        warnings.showwarning = _Once(show)  # type: ignore[assignment]
+    if not isinstance(warnings.showwarning, _Once):
+        warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
     try:
         with preserve_rng():
             yield
     finally:
-        warnings.showwarning = show
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
         if _default_device() != device:
             torch.set_default_device(device)
             if device is None:  # torch 2.6 takes what remains of an old one for a device
                 vars(torch)["_GLOBAL_DEVICE_CONTEXT"].__dict__.pop("device_context", None)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        if (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()) != deterministic:
-            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])  # it imports the compiler: seconds
-        torch.autograd.set_detect_anomaly(*anomaly)
-        if torch.get_float32_matmul_precision() != precision:
-            torch.set_float32_matmul_precision(precision)
-        for home, name, value in flags:
-            if getattr(home, name) != value:
-                setattr(home, name, value)
+        for (read, write), value in zip(_GLOBALS, before, strict=True):
+            if read() != value:
+                write(value)
         for kind, (enabled, kind_dtype) in autocast.items():
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, kind_dtype)
-        torch.set_autocast_cache_enabled(cache)
-        np.seterr(**numpy_errors)
 
 
 # Objects for each module between two collections. Measured on 5,000 modules: every seventh second went into walking all objects again and

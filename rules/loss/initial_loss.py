@@ -40,7 +40,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     are not judged; nor are targets that a constant predicts almost perfectly. A regression whose targets are far from an output of usual
     size is left to `unscaled-target`: no scaling of the head helps it. Nor does it where the loss normalises the outputs and scales them
     itself, with a margin, say (ArcFace): not judged either, when the head's weights have no part of the excess, or a normalization
-    follows it.
+    follows the head.
 
     ## Limits and their sources
     `ratio` 3: warning, unless the probe comes within `near-chance` 1.5 times chance in its first `steps` 10; then advice.

@@ -47,7 +47,7 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
 
     ## When to ignore it
     When a schedule warms the rate up and the scan did not see it. Where the loss falls by 90 % anyway, or by 80 % and only the first
-    step goes too far, it is advice.
+    step goes too far, it is advice; so it is where a training at the rate that is advised, from the same start, ends no lower.
 
     ## Example
     ```python

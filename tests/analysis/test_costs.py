@@ -63,6 +63,13 @@ class TestSeverity:
         assert f.severity == "info" and f.evidence == () and "costs: 1.7 instead of 1.8" in f.message
         assert self.judged("warning", loss=1.8, changed=1.7).severity == "warning"
 
+    @pytest.mark.parametrize(
+        ("code", "changed", "expected"), [("OPT007", 2.1, "info"), ("OPT007", 1.9, "warning"), ("OPT008", 2.1, "warning")]
+    )
+    def test_of_the_first_steps_a_remedy_that_ends_no_lower_takes_the_warning_back(self, code, changed, expected):
+        """A Bayesian net falls to 22 at the rate that is past the critical one, and to 38 at the one that is advised."""
+        assert self.judged("warning", code, "warning", loss=2.0, changed=changed).severity == expected
+
     def test_it_never_makes_an_error_and_takes_none_back(self):
         assert self.judged("warning", loss=math.inf, changed=0.1).severity == "warning"
         assert self.judged("error", loss=1.8, changed=1.7) == finding("error")
