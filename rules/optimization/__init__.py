@@ -23,9 +23,7 @@ RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 
 def best_rate(m: Measurement, *, higher: bool) -> Run | None:
     """The experiment at a higher, or lower, rate that learned best, clearly better than the probe; None unless it beat the other side's.
-
-    Of one that was cut off, a fall beyond its noise is enough beside a probe that took all its steps.
-    """
+    Of one that was cut off, a fall beyond noise is enough."""
     mine, whole = relative_decrease(m.probe, m.chance), len(m.probe.losses) >= PATIENCE
     rated = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
     clear = lambda r: relative_decrease(r, m.chance) >= mine + (LEAST_FALL if whole and r.ended == "budget" else CLEAR_FALL)  # noqa: E731

@@ -13,7 +13,7 @@ from gradcheck.types.training import SAME_RATE_LONGER, Run
 def low_severity(m: Measurement, ratio: float | None, higher: Run, later: Run | None, limits: Limits) -> Severity:
     """An error when the updates are small too, and the loss hardly moved. A higher rate got clearly further: it was chosen so.
 
-    A rate of usual size that learned `later` is only slow; and so may be one whose longer run ended before the `higher` rate foretold.
+    A rate of usual size that learned `later` is only slow; so may be one whose longer run ended before `higher` foretold.
     """
     if m.pretrained or (later is not None and ratio is not None and ratio >= limits["usual_ratio"]):
         return "info"
