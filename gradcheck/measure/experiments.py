@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, faster, held_up, on_its_way, outcome, relative_decrease
+from gradcheck.analysis.convergence import (
+    CLEAR_FALL,
+    FEWEST_COMPARED,
+    faster,
+    held_up,
+    on_its_way,
+    outcome,
+    relative_decrease,
+    steps_to_learn,
+)
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
@@ -54,7 +63,7 @@ ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take 
 ONE_BATCH_RATES = (3e-3, 1e-3)
 LONGEST_COMPARISON = 6.0  # seconds beyond the deadline, for the first other rate after a probe that was cut off
 TIMES_LONGER = 10  # what learns within so many times the steps is slow, not hopeless (as benchmarks/predictions.py tells them apart)
-LONGER_SECONDS = 4.0
+LONGER_SECONDS = 8.0
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 
 
@@ -182,7 +191,7 @@ def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
     higher = [r for r in runs if (r.rate_factor or 1) > 1 and failure.explains(r)]
     steps = TIMES_LONGER * failure.steps
     deadline = min(failure.until(2), now() + LONGER_SECONDS)
-    if not higher or held_up(failure.probe, failure.chance) or len(higher[-1].losses) * (higher[-1].rate_factor or 1) > steps:
+    if not higher or held_up(failure.probe, failure.chance) or steps_to_learn(higher[-1], failure.chance) > steps:
         return []
     copy = fork(failure.workload, seed=failure.seed)
     return [failure.repeat(SAME_RATE_LONGER, copy, deadline, steps=steps, chance=failure.chance)]

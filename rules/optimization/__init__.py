@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from gradcheck.analysis.convergence import CLEAR_FALL, experiment_outcome, relative_decrease
+from gradcheck.analysis.convergence import CLEAR_FALL, LEAST_FALL, PATIENCE, experiment_outcome, relative_decrease
 from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
@@ -22,10 +22,12 @@ RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 
 
 def best_rate(m: Measurement, *, higher: bool) -> Run | None:
-    """The experiment at a higher, or lower, rate that learned best, clearly better than the probe; None unless it beat the other side's."""
-    enough = relative_decrease(m.probe, m.chance) + CLEAR_FALL
+    """The experiment at a higher, or lower, rate that learned best, clearly better than the probe; None unless it beat the other side's.
+    Of one that was cut off, a fall beyond noise is enough."""
+    mine, whole = relative_decrease(m.probe, m.chance), len(m.probe.losses) >= PATIENCE
     rated = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
-    learned = [r for r in rated if r.ended == "learned" or relative_decrease(r, m.chance) >= enough]
+    clear = lambda r: relative_decrease(r, m.chance) >= mine + (LEAST_FALL if whole and r.ended == "budget" else CLEAR_FALL)  # noqa: E731
+    learned = [r for r in rated if r.ended == "learned" or clear(r)]
     best = max(learned, key=lambda r: relative_decrease(r, m.chance), default=None)
     return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
 

@@ -71,7 +71,7 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     noise scales, and their growth during training. Not below `least` 8 samples, where all samples still pull the same way.
     `largest` 1e7: nothing is said above; that is a loss at its minimum, where the mean gradient is rounding.
     `noisy` 1/30: advice when the batch is less than this share of the lower end, which few measurements of this size can show.
-    All are heuristics. Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
+    All are heuristics.
 
     ## When to ignore it
     When the hardware is idle otherwise, and late in training, when the noise scale is larger.

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
-from gradcheck.analysis.convergence import creeps, learned_later, on_its_way, relative_decrease, training_outcome
+from gradcheck.analysis.convergence import creeps, learned_later, on_its_way, relative_decrease, steps_to_learn, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.optimization import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.measurement import Measurement
@@ -10,10 +10,10 @@ from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_mea
 from gradcheck.types.training import SAME_RATE_LONGER, Run
 
 
-def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits: Limits) -> Severity:
+def low_severity(m: Measurement, ratio: float | None, higher: Run, later: Run | None, limits: Limits) -> Severity:
     """An error when the updates are small too, and the loss hardly moved. A higher rate got clearly further: it was chosen so.
 
-    A rate of usual size that learned `later` is only slow; and so may be one whose longer run the time cut off.
+    A rate of usual size that learned `later` is only slow; so may be one whose longer run ended before `higher` foretold.
     """
     if m.pretrained or (later is not None and ratio is not None and ratio >= limits["usual_ratio"]):
         return "info"
@@ -22,7 +22,8 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
     small = ratio is None or ratio < limits["update_ratio"]
     crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
     cut_off = [r for r in m.experiments if r.name == SAME_RATE_LONGER and r.ended == "budget"]
-    untold = any(len(r.losses) <= len(m.probe.losses) or on_its_way(r, m.chance) for r in cut_off)
+    least = max(len(m.probe.losses) + 1, steps_to_learn(higher, m.chance))
+    untold = any(len(r.losses) < least or on_its_way(r, m.chance) for r in cut_off)
     return "error" if small and not crawls and not untold else "warning"
 
 
@@ -111,7 +112,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     if run is not None:
         later = learned_later(m)
         more = [Evidence("steps in which this rate learns", len(later.losses), len(m.probe.losses), ">")] if later is not None else ()
-        finding = rate_finding(m, run, low_severity(m, ratio, later, limits), "low", "raise-learning-rate", more)
+        finding = rate_finding(m, run, low_severity(m, ratio, run, later, limits), "low", "raise-learning-rate", more)
+        if later is not None:
+            finding = replace(finding, message=f"{finding.message}; at its own, {run_in_words(later)}")
         return [_divided(finding, m, limits["share"])]
     flat = outcome != "learns" and relative_decrease(m.probe, m.chance) < limits["fall"]
     if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":

@@ -27,8 +27,8 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
     1 / (1 - momentum). Its cost: ten times the probe's steps, as it is and with a momentum of 0.9, on the same batches.
 
     ## Limits and their sources
-    `steps` 100 and more are a note, and a warning where the paired training shows a cost. On scikit-learn's digits, nets of
-    three and five layers fit within 300 steps with 0.99 to 0.999, and most had diverged after 2000.
+    `steps` 100 and more are a note, and a warning where the paired training shows a cost. On scikit-learn's digits, nets
+    fit within 300 steps with 0.99 to 0.999, and most had diverged after 2000.
 
     ## When to ignore it
     When the rate is as low as the momentum is high, or falls on a schedule that the scan did not see.

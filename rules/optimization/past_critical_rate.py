@@ -29,7 +29,7 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
     the first steps that were looked at.
 
     ## Why it matters
-    The gradient does not say where such a step ends: the loss rises, or falls by chance; units die or saturate on the way.
+    The gradient does not say where such a step ends: the loss rises, units die or saturate.
     Close to the critical rate, training at full batches still learns (the edge of stability).
 
     ## How it is measured

@@ -54,6 +54,12 @@ class TestLearningRateTooHigh:
         assert f.severity == "error" and f.confirmed.startswith("by the probe: the same optimizer at 1e-04 (x 0.1)")
         assert f.location == location(50) and f.remedies[0].text == "set the rate to 1e-04"
 
+    @pytest.mark.parametrize(("steps", "end", "expected"), [(300, 2.1, ["error"]), (300, 2.27, []), (200, 2.1, [])])
+    def test_a_lower_rate_that_was_cut_off_need_not_have_come_far(self, steps, end, expected):
+        """A CNN of sixteen layers without normalization: 300 steps at chance, and 6 % below it after 76 steps at a tenth of the rate."""
+        lower = at(0.1, losses=(*stalled(steps=40).losses, *[end] * 36), ended="budget")
+        assert severities(learning_rate_too_high, measurement(probe=stalled(steps=steps), experiments=(lower,))) == expected
+
     def test_the_message_compares_both_runs(self):
         f = only(learning_rate_too_high, measurement(probe=stalled(), experiments=(at(0.1),)))
         assert "with AdamW at rate 0.001, 100 steps moved the loss from 2.3" in f.message
@@ -180,7 +186,14 @@ class TestLearningRateTooLow:
         """A skip-gram model at Adam's default rate, trained for 5000 steps: 3 % in 300 steps, clear after 1400."""
         later = run(falling(2.3, end, 2000), name=SAME_RATE_LONGER)
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(steps=300), experiments=(at(10.0), later)))
-        assert f.severity == expected
+        assert f.severity == expected and ("at its own, 2000 steps" in f.message) == (end < 2)
+
+    @pytest.mark.parametrize(("steps", "expected"), [(680, "warning"), (690, "error")])
+    def test_a_longer_run_has_to_go_as_far_as_the_higher_rate_foretells(self, steps, expected):
+        """SGD at 31 times the rate leaves chance after 22 steps, each 31 times as long as one of the user's: 682 of these."""
+        higher = at(31.0, losses=(*stalled(steps=23).losses, *[1.9] * 93))
+        later = run(stalled(steps=steps).losses, name=SAME_RATE_LONGER, ended="budget")
+        assert only(learning_rate_too_low, moving(1e-4, probe=stalled(steps=300), experiments=(higher, later))).severity == expected
 
     @pytest.mark.parametrize(("steps", "expected"), [(300, "warning"), (301, "error")])
     def test_a_longer_run_that_was_cut_off_early_tells_nothing(self, steps, expected):
