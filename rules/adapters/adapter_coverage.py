@@ -19,7 +19,7 @@ FEWEST = 3  # layers of one name outside of repeated blocks, of which some have 
         "left_out": Limit(0, "layers", "a matter of definition: layers that differ by their index only, adapted below one that is not"),
         "not_trained": Limit(0, "adapters", "a matter of definition"),
         "smallest_share": Limit(
-            0.05, "of the frozen layers", "one kind of seven in half of the blocks, a choice, is 7 %; so are query and value beside eight experts"
+            0.05, "of the frozen layers", "a choice of one kind of seven in half of the blocks is 7 %; so are query and value by 8 experts"
         ),
     },
     explains=("GRAPH003",),
