@@ -19,9 +19,7 @@ FEWEST = 3  # layers of one name outside of repeated blocks, of which some have 
         "left_out": Limit(0, "layers", "a matter of definition: layers that differ by their index only, adapted below one that is not"),
         "not_trained": Limit(0, "adapters", "a matter of definition"),
         "smallest_share": Limit(
-            0.05,
-            "of the frozen layers",
-            "one kind of seven in half of the blocks, a choice, is 7 %; so are query and value beside eight experts",
+            0.05, "of the frozen layers", "a choice of one kind of seven in half of the blocks is 7 %; so are query and value by 8 experts"
         ),
     },
     explains=("GRAPH003",),
@@ -47,8 +45,10 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
     `not-trained` 0 and `left-out` 0: one is enough. Left out are layers of repeated blocks, and of three or more others, when the
     adapted ones are not the last ones (adapting the top layers is a choice) nor evenly spaced (every second one, or three or more).
     Which kinds of layers are adapted is a choice, too: PEFT adapts query and value by default. Below `smallest-share` 5 % of ten or
-    more frozen layers it is advice. Calibrated on 26 healthy models, on which it says nothing: six with LoRA written by hand, and 20
-    of PEFT 0.21 (six architectures; LoRA, IA3, LoHa, LoKr, OFT, prompt and LayerNorm tuning).
+    more frozen layers it is advice. Calibrated on 26 healthy models, on which it says nothing: six with LoRA written by hand (around a
+    layer, as a subclass of it, with layers as factors, on query and value, on all layers, on the top half), and 20 of PEFT 0.21 (Llama,
+    GPT-2, RoBERTa, T5, ViT, Mixtral; LoRA by default, on all layers, on the top layers and on an embedding, two adapters of which one
+    is used, DoRA, rsLoRA, AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt and LayerNorm tuning).
 
     ## When to ignore it
     When adapters that were trained before are kept fixed on purpose, or some layers of a kind are left alone on purpose.
