@@ -140,7 +140,7 @@ def numbers(values: Values) -> Numbers | None:
     count, low, high, total, square, zeros = len(values), math.inf, -math.inf, 0.0, 0.0, 0
     for start in range(0, count, CHUNK):
         part = _part(values, start)
-        chunk = torch.from_numpy(part)  # of 16,384 entries all this takes 23 us, by reductions of numpy 35
+        chunk = torch.from_numpy(part)  # its reductions are faster than numpy's
         ends = chunk.aminmax()
         least, most = ends.min.item(), ends.max.item()
         if not (math.isfinite(least) and math.isfinite(most)):

@@ -1,7 +1,7 @@
 """From the parts of a training to a Workload."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +31,10 @@ def assemble(parts: Parts) -> Workload:
     if isinstance(parts.loss, nn.Module):
         moved |= place_module(parts.loss, parts.device, parts.dtype)
     with preserve_rng(), fewer_collections(parts.model):
-        data = _data(parts)
+        data, output = _data(parts)
         val = [placed(parts, batch) for batch in parts.val.batches] if parts.val else []
         _initialize_lazy(parts, data)
-        objective = decide_objective(parts, data, val)
+        objective = decide_objective(parts, data, val, output)
     optimizer, said = parts.optimizer(parts.model)
     place_optimizer(optimizer, moved)
     return Workload(
@@ -69,26 +69,22 @@ def _refuse_without_parameters(model: nn.Module) -> None:
         raise TargetError(f"the model ({type(model).__name__}) {what}", hint=hint)
 
 
-def _data(parts: Parts) -> Data:
-    """The user's batches on the device, or two random ones."""
+def _data(parts: Parts) -> tuple[Data, Any]:
+    """The user's batches on the device, or two random ones, with the output for the first one."""
     if parts.data is not None:
-        return replace(parts.data, batches=[placed(parts, batch) for batch in parts.data.batches])
-    make: Callable[[torch.Generator], Inputs]
+        return replace(parts.data, batches=[placed(parts, batch) for batch in parts.data.batches]), None
+    first, output = _INPUT_STREAM * (parts.seed + 1), None
     if parts.inputs:
         make, text = requested_inputs(parts.inputs, parts.model), f"--input {' '.join(parts.inputs)}"
         parts.said.append(Assumption("data", f"data: {BATCHES} batches of random numbers, {text}", given=True))
     else:
-        parts = replace(parts, dtype=parts.dtype or _float_dtype(parts.model))
+        own = (p.dtype for p in parts.model.parameters() if p.is_floating_point())
+        parts = replace(parts, dtype=parts.dtype or next(own, None))
         with stand_in(parts.model, parts.model) as model:
-            make, text = find_inputs(model, lambda inputs: placed(parts, inputs), parts.seed)
+            make, text, output = find_inputs(model, lambda inputs: placed(parts, inputs), first)
         parts.said.append(Assumption("data", f"no data given: {BATCHES} batches of random numbers, {text}, which the layers suggest"))
-    streams = [torch.Generator().manual_seed(_INPUT_STREAM * (parts.seed + 1) + number) for number in range(BATCHES)]
-    batches = [placed(parts, _as_batch(make(stream))) for stream in streams]
-    return Data(batches, text, given=False, loose_targets=True)
-
-
-def _float_dtype(model: nn.Module) -> torch.dtype | None:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    batches = [placed(parts, _as_batch(make(torch.Generator().manual_seed(first + number)))) for number in range(BATCHES)]
+    return Data(batches, text, given=False, loose_targets=True), output
 
 
 def _as_batch(inputs: Inputs) -> Batch:

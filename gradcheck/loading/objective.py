@@ -41,11 +41,12 @@ class Objective:
     said: list[Assumption] = field(default_factory=list)
 
 
-def decide_objective(parts: Parts, data: Data, val: list[Batch]) -> Objective:
+def decide_objective(parts: Parts, data: Data, val: list[Batch], output: Any) -> Objective:
+    """`output`: that for the first batch, if known."""
     if parts.step is not None:
         try_step(parts, data, parts.step)
         return Objective(parts.step, None, data.batches, val)
-    output = _first_output(parts, data)
+    output = _first_output(parts, data) if output is None else output
     if parts.loss is not None:
         return _with_loss(parts, data, val, parts.loss, output)
     if own_loss_of(output) is not None:

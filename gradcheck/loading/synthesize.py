@@ -172,24 +172,24 @@ def _embeddings(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
 
 
-def find_inputs(model: nn.Module, place: Callable[[Any], Any], seed: int) -> tuple[Callable[[torch.Generator], Inputs], str]:
-    """The first invented inputs that `model`, a copy, runs on. Raises TargetError with what was tried."""
+def find_inputs(model: nn.Module, place: Callable[[Any], Any], seed: int) -> tuple[Callable[[torch.Generator], Inputs], str, Any]:
+    """The first invented inputs that `model`, a copy, runs on, and its output if it is that of training. Raises TargetError."""
     forward = forward_of(model)
     if not any((forward.required, forward.positional, forward.any_positional, forward.keywords, forward.any_keyword)):
-        return lambda generator: (), "no input"
+        return lambda generator: (), "no input", None
     tried: list[str] = []
     failure: Exception | None = None
     for make, text in itertools.islice(invented_inputs(model), _MOST_TRIES):
         inputs = place(make(torch.Generator().manual_seed(seed)))
         try:
-            with torch.no_grad():
-                output = call(model, inputs)
+            output = _output(model, inputs)
         except Exception as error:
             failure = failure or error
             tried.append(text)
             continue
         if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_of(_plain(output))):
-            return make, text
+            trained = model.training and isinstance(inputs, tuple) and any(t.requires_grad for t in tensors_of(output))
+            return make, text, output if trained else None
         tried.append(text)
     told = str(failure or "").strip().partition("\n")[0][:200]
     first = f"; the first one raised {type(failure).__name__}: {told}" if told else ""
@@ -199,6 +199,16 @@ def find_inputs(model: nn.Module, place: Callable[[Any], Any], seed: int) -> tup
         f"no data were given, and no input was found that the model runs on ({what})",
         hint="say its shape, --input float32[32,3,224,224], or define `batch` or `train_loader` in the file, or pass --data",
     )
+
+
+def _output(model: nn.Module, inputs: Inputs) -> Any:
+    try:
+        return call(model, inputs)
+    except RuntimeError as error:
+        if not re.search("grad|Backward", str(error)):
+            raise
+        with torch.no_grad():  # not to blame the inputs; the error is told later
+            return call(model, inputs)
 
 
 def _plain(output: Any) -> Any:

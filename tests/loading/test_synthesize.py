@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.errors import TargetError
 from gradcheck.loading.objects import from_objects
 from gradcheck.workload.step import split
 
@@ -84,6 +85,38 @@ def test_two_fixed_batches_that_the_model_runs_on(model: nn.Module, shape: tuple
     assert not w.data_given and not w.loss_given
     w.training_step(model, w.batches[1]).backward()
     assert torch.equal(split(from_objects(model).batches[0], model)[0][0], x)
+
+
+class Counted(nn.Module):
+    """Its passes are counted for all copies together."""
+
+    passes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(9, 2)
+        self.offset = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Counted.passes += 1
+        return self.layer(x) + self.offset
+
+
+class Overwrites(Counted):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.offset += 1
+        return super().forward(x)
+
+
+def test_one_pass_finds_inputs_and_loss() -> None:
+    before = Counted.passes
+    w = from_objects(Counted())
+    assert Counted.passes == before + 1 and "cross entropy" in str(w.assumptions)
+
+
+def test_what_autograd_refuses_is_told_of_the_step_not_of_the_inputs() -> None:
+    with pytest.raises(TargetError, match=r"could not run.*leaf Variable"):
+        from_objects(Overwrites())
 
 
 def test_two_inputs_come_by_name() -> None:
