@@ -86,7 +86,9 @@ def exits(color: str = "auto") -> Iterator[None]:
 
 @contextmanager
 def _warnings_once() -> Iterator[None]:
-    """A scan computes a step many times: what torch warns of is shown once, at the user's line where gradcheck's frame hides it."""
+    """A scan computes a step many times, of parts of a batch, too: what torch warns of is shown once, whatever its numbers, and at the
+    user's line where gradcheck's frame hides it."""
+    import re
     import warnings
     from traceback import walk_stack
 
@@ -97,7 +99,7 @@ def _warnings_once() -> Iterator[None]:
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
-        text, places = str(message), [(filename, lineno)]
+        text, places = re.sub(r"\d+", "0", str(message)), [(filename, lineno)]
         if text not in seen and filename.startswith(OWN):  # whatever the last one is, it started gradcheck
             places = [(f.f_code.co_filename, number) for f, number in walk_stack(None) if is_users(f.f_code.co_filename) and f.f_back]
         if text not in seen and places:

@@ -1,9 +1,6 @@
 """The guard that leaves the process as it was."""
 
 import gc
-import re
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +12,6 @@ from torch import nn
 
 from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.source_sites import location_of_frame, origin_of
 
 _FLAGS = (
     (torch.backends.cudnn, ("enabled", "benchmark", "deterministic", "allow_tf32")),
@@ -35,25 +31,7 @@ _GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     ),
     (np.geterr, lambda x: np.seterr(**x)),
     *((partial(getattr, home, name), partial(setattr, home, name)) for home, names in _FLAGS for name in names),
-    (lambda: warnings.showwarning, lambda x: setattr(warnings, "showwarning", x)),
 )
-
-
-class _Once:
-    """`warnings.showwarning`, by which what calls of the user's warn of through gradcheck's code is shown once, at their line: each copy
-    and each part of a batch warns again, with other numbers."""
-
-    def __init__(self, show: Callable[..., Any]) -> None:
-        self.show, self.heard = show, set[tuple[type[Warning], str]]()
-
-    def __call__(self, message: Warning, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if origin_of(filename) in ("tap", "gradcheck"):
-            place, said = location_of_frame(sys._getframe(1)), (category, re.sub(r"\d+", "0", str(message)))
-            if place is None or origin_of(place.path) != "user" or said in self.heard:
-                return
-            self.heard.add(said)
-            filename, lineno = place.path, place.line
-        self.show(message, category, filename, lineno, *rest)
 
 
 @contextmanager
@@ -61,8 +39,6 @@ def untouched() -> Iterator[None]:
     """Restores random states (torch, numpy, python) and torch's global flags on the way out, even after an exception."""
     before, device = [read() for read, _ in _GLOBALS], _default_device()
     autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_kinds()}
-    if not isinstance(warnings.showwarning, _Once):
-        warnings.showwarning = _Once(warnings.showwarning)  # type: ignore[assignment]
     try:
         with preserve_rng():
             yield

@@ -179,8 +179,10 @@ def test_what_torch_warns_of_is_shown_once_and_at_the_users_line() -> None:
             for _ in range(3):
                 names["step"]()
             warnings.warn_explicit("sizes differ", UserWarning, "model.py", 7)
+            for samples in (4, 2):
+                warnings.warn_explicit(f"{samples} samples", UserWarning, "model.py", 9)
             warnings.warn_explicit("old", FutureWarning, "model.py", 8)
-    assert [(w.filename, w.lineno) for w in shown] == [("train.py", 2), ("model.py", 8)]
+    assert [(w.filename, w.lineno) for w in shown] == [("train.py", 2), ("model.py", 9), ("model.py", 8)]
 
 
 def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:

@@ -97,25 +97,3 @@ def test_cycles_are_looked_for_in_proportion_to_the_model(before: int, layers: i
 def through_gradcheck(text: str) -> None:
     """As torch's warnings of a call that gradcheck passes on: their file is gradcheck's."""
     warnings.warn_explicit(text, UserWarning, process_state.__file__, 1)
-
-
-def test_what_the_users_calls_warn_of_is_shown_once_at_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each copy and each repetition warns again, of parts of the batch with other numbers."""
-    said: list[tuple[str, str]] = []
-
-    def show(message: Warning, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        said.append((str(message), filename.rpartition("/")[2]))
-
-    monkeypatch.setattr(warnings, "showwarning", show)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        with untouched():
-            for size in (32, 32, 8):
-                with untouched():
-                    through_gradcheck(f"a target of size {size}")
-            through_gradcheck("another")
-            warnings.warn("the user's own", stacklevel=1)
-            warnings.warn("the user's own", stacklevel=1)
-    here = "test_process_state.py"
-    assert said == [("a target of size 32", here), ("another", here), *[("the user's own", here)] * 2]
-    assert warnings.showwarning is show
