@@ -9,42 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from gradcheck.cli.options import (
-    AddIgnore,
-    AllowPartial,
-    AllowStale,
-    Arg,
-    BaselineFile,
-    Config,
-    Data,
-    ExitZero,
-    ExtendSelect,
-    FailOn,
-    Ignore,
-    Input,
-    Isolated,
-    LearningRate,
-    Loss,
-    MaxWarnings,
-    NoBaseline,
-    OpenPage,
-    Optimizer,
-    Output,
-    Profile,
-    QuietScript,
-    Replay,
-    RulePaths,
-    Sandbox,
-    Script,
-    Select,
-    ShowAll,
-    ShowPassed,
-    Statistics,
-    ValData,
-    checked_color,
-    settings_of,
-    split,
-)
+from gradcheck.cli import options
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -58,13 +23,13 @@ if TYPE_CHECKING:
 class PartOptions:
     """What a model is trained with."""
 
-    arg: Arg = None
-    data: Data = None
-    val_data: ValData = None
-    input: Input = None
-    loss: Loss = None
-    optimizer: Optimizer = None
-    lr: LearningRate = None
+    arg: options.Arg = None
+    data: options.Data = None
+    val_data: options.ValData = None
+    input: options.Input = None
+    loss: options.Loss = None
+    optimizer: options.Optimizer = None
+    lr: options.LearningRate = None
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -83,10 +48,10 @@ class PartOptions:
 class ScriptOptions:
     """How a script is run."""
 
-    script: Script = False
-    sandbox: Sandbox = False
-    quiet_script: QuietScript = False
-    replay: Replay = ""
+    script: options.Script = False
+    sandbox: options.Sandbox = False
+    quiet_script: options.QuietScript = False
+    replay: options.Replay = ""
 
     def spec(self, arguments: tuple[str, ...] | None, steps: int | None = None, budget: float | None = None) -> ScriptSpec:
         """Of a script that is still to be named."""
@@ -99,15 +64,19 @@ class ScriptOptions:
 class RuleOptions:
     """Which rules run."""
 
-    select: Select = None
-    ignore: Ignore = None
-    extend_select: ExtendSelect = None
-    rules: RulePaths = None
+    select: options.Select = None
+    ignore: options.Ignore = None
+    extend_select: options.ExtendSelect = None
+    rules: options.RulePaths = None
 
     @property
     def choice(self) -> dict[str, list[str] | None]:
         """As settings."""
-        chosen = {"select": split(self.select), "ignore": split(self.ignore), "extend_select": split(self.extend_select)}
+        chosen = {
+            "select": options.split(self.select),
+            "ignore": options.split(self.ignore),
+            "extend_select": options.split(self.extend_select),
+        }
         return chosen | {"rule_paths": self.rules}
 
 
@@ -115,9 +84,9 @@ class RuleOptions:
 class GateOptions:
     """When the exit code says that something was found."""
 
-    fail_on: FailOn = None
-    exit_zero: ExitZero = False
-    allow_partial: AllowPartial = False
+    fail_on: options.FailOn = None
+    exit_zero: options.ExitZero = False
+    allow_partial: options.AllowPartial = False
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -128,10 +97,10 @@ class GateOptions:
 class BaselineOptions:
     """Which findings are known, and how many warnings may be left."""
 
-    max_warnings: MaxWarnings = None
-    baseline: BaselineFile = None
-    no_baseline: NoBaseline = False
-    allow_stale: AllowStale = False
+    max_warnings: options.MaxWarnings = None
+    baseline: options.BaselineFile = None
+    no_baseline: options.NoBaseline = False
+    allow_stale: options.AllowStale = False
 
     def known(self, settings: Settings, isolated: bool) -> Known | None:
         """Raises ConfigError when the baseline cannot be read: before anything is scanned."""
@@ -144,8 +113,8 @@ class BaselineOptions:
 class OutputOptions:
     """Where the report goes."""
 
-    output: Output = None
-    open_page: OpenPage = False
+    output: options.Output = None
+    open_page: options.OpenPage = False
 
     def parsed(self, *first: str, inputs: Sequence[str] = ()) -> tuple[Written, ...]:
         """`first`: formats before these. `inputs`: files that no output may replace."""
@@ -165,11 +134,11 @@ class OutputOptions:
 class ViewOptions:
     """How much of it is shown."""
 
-    profile: Profile = False
-    show_passed: ShowPassed = False
-    show_all: ShowAll = False
-    statistics: Statistics = False
-    add_ignore: AddIgnore = False
+    profile: options.Profile = False
+    show_passed: options.ShowPassed = False
+    show_all: options.ShowAll = False
+    statistics: options.Statistics = False
+    add_ignore: options.AddIgnore = False
 
     def write(self, reports: Sequence[Report], places: Sequence[Written], settings: Settings, color: str) -> None:
         """The outputs; statistics take the place of what goes to stdout."""
@@ -177,7 +146,7 @@ class ViewOptions:
         from gradcheck.report.outputs import write_outputs
 
         view = View(
-            checked_color(color),
+            options.checked_color(color),
             self.profile,
             self.show_passed,
             self.show_all,
@@ -201,11 +170,11 @@ class ViewOptions:
 class ConfigOptions:
     """Where the settings come from."""
 
-    config: Config = None
-    isolated: Isolated = False
+    config: options.Config = None
+    isolated: options.Isolated = False
 
     def settings(self, **flags: Any) -> Settings:
-        return settings_of(self.config, self.isolated, **flags)
+        return options.settings_of(self.config, self.isolated, **flags)
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
