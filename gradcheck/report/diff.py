@@ -144,7 +144,7 @@ def _number(change: NumberChange) -> dict[str, Any]:
 
 # A sign to show beside the word for every state, and its colour.
 SIGNS = {"new": "+", "worse": "▼", "better": "▲", "fixed": "✓", "unchanged": "=", "unknown": "?", "changed": "~"}
-COLUMNS = ("", "what", "base", "head")
+COLUMNS = ("state", "what", "base", "head")
 COLORS = {"new": "error", "worse": "error", "better": "good", "fixed": "good"}
 
 STYLE = """
