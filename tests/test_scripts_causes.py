@@ -209,7 +209,7 @@ def test_a_teacher_whose_buffers_stay(tmp_path):
     check(tmp_path, TEACHER.replace("FOLLOWED", "parameters()"), TEACHER.replace("FOLLOWED", "state_dict().values()"), "LOOP012", "warning")
 
 
-ACTOR = """
+TARGET_ACTOR = """
 actor, critic = nn.Linear(3, 1), nn.Linear(4, 1)
 old_actor, old_critic = copy.deepcopy(actor), copy.deepcopy(critic)
 actor_optimizer, critic_optimizer = torch.optim.Adam(actor.parameters(), 1e-3), torch.optim.Adam(critic.parameters(), 1e-3)
@@ -234,7 +234,8 @@ for step in range(20):
 
 
 def test_a_target_actor_that_stays_beside_a_target_critic(tmp_path):
-    check(tmp_path, ACTOR.replace("FOLLOW", ""), ACTOR.replace("FOLLOW", "follow(old_actor, actor)"), "LOOP012", "warning")
+    faulty, cured = (TARGET_ACTOR.replace("FOLLOW", what) for what in ("", "follow(old_actor, actor)"))
+    check(tmp_path, faulty, cured, "LOOP012", "warning")
 
 
 HARDEST = """
@@ -243,8 +244,8 @@ optimizer = torch.optim.Adam(net.parameters(), 1e-3)
 for step in range(20):
     x = torch.randn(16, 8)
     same = F.normalize(net(x), dim=1) @ F.normalize(net(x + 0.1 * torch.randn(16, 8)), dim=1).T
-    others = 1 - same.masked_fill(torch.eye(16, dtype=torch.bool), OWN)
-    loss = F.relu(1 - same.diagonal() - others.max(1).values + 0.5).mean()  # here
+    others = 1 - same.masked_fill(torch.eye(16, dtype=torch.bool), -1e9)
+    loss = F.relu(1 - same.diagonal() - others.FARTHEST(1).values + 0.5).mean()  # here
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -252,7 +253,7 @@ for step in range(20):
 
 
 def test_a_margin_that_every_sample_meets_from_the_start(tmp_path):
-    found = check(tmp_path, HARDEST.replace("OWN", "-1e9"), HARDEST.replace("OWN", "1e9"), "GRAD004", "error")
+    found = check(tmp_path, HARDEST.replace("FARTHEST", "max"), HARDEST.replace("FARTHEST", "min"), "GRAD004", "error")
     assert "relu after them changes every entry" in found.message
 
 

@@ -258,6 +258,15 @@ def sooner(run: Run, probe: Run) -> bool:
     return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * _reach(run, run.losses[0])
 
 
+def no_lower(run: Run, probe: Run, chance: float | None) -> bool:
+    """Whether a run that was cut off is no lower than a probe that stays, after the same steps on the same batches: they became easier."""
+    n = len(run.losses)
+    if run.ended != "budget" or not FEWEST_COMPARED <= n <= len(probe.losses) or outcome(probe, chance) == "diverges":
+        return False
+    last = slice(n - max(3, n // 3), n)
+    return fmean(run.losses[last]) >= fmean(probe.losses[last])
+
+
 def steps_to_learn(run: Run, chance: float | None) -> float:
     """Steps in which the user's rate learns, if rate times steps is the same (measured: 682 foretold, 619 taken; 8,464, over 3,000)."""
     goal, n = (1 - CLEAR_FALL) * min(run.losses[0], chance or math.inf), len(run.losses)

@@ -39,10 +39,13 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     At least `source` 0.2 in the pairs as they came, at most `trained` 0.1 as they are trained on; 100 samples or more. For maps
     `turned` 10 % of the samples that fit clearly better mirrored (by 0.3), and as many that fit better as they are, where one of
     both has a correlation of 0.5 or more in 80 % of 32 samples or more. Calibration on three classes and a linear target, 400
-    samples: in seven scripts that tear pairs apart 0.99 to 1.0 and at most 0; nine healthy ones keep their pairs. Held out: of five
-    healthy programs none is reported; all six that tear pairs apart are, once turning, moving and sorting were followed. Targets
-    that were noise from the start come to 0 either way. By `benchmarks/silent.py`, on four tables: of 24 healthy programs none,
-    of 12 that tear pairs apart all. Arrays of numpy, tables and files are not followed.
+    samples: in seven scripts that tear pairs apart 0.99 to 1.0 and at most 0; nine healthy ones (plain, one order for both,
+    given in two ways, shuffled by the loader, scaled behind a shuffle, mixed with others, windows of one tensor, noise from
+    another one) keep their pairs. Held out: of five healthy programs (rows sorted, mixed samples, pairs to verify, denoising,
+    the next value) none is reported; all six that tear pairs apart (two draws, numbers, turned, moved, sorted) are, once
+    turning, moving and sorting were followed. Targets that were noise from the start come to 0 either way. By
+    `benchmarks/silent.py`, on four tables: of 24 healthy programs none is reported, of 12 that tear pairs apart all are. Arrays
+    of numpy, tables and files are not followed.
 
     ## When to ignore it
     When pairs are torn apart on purpose, as a test of what chance gives.

@@ -28,23 +28,27 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     The validation figures are those of what was learned by heart. Models, rates and the time to stop are chosen by them.
 
     ## How it is measured
-    While the script runs, every row of the batches that its `DataLoader`s give is hashed (512 entries of each tensor). Batches that a
-    backward pass follows are trained on, the others are looked at. A data set counts as validation data when no batch of it is
-    trained on. Rows that are equal by nature show among the training data themselves: the share of those that have a twin in one
-    pass is taken off; a row that a `Subset` draws more than once is no twin of its own. What counts is what was trained on before
-    the look, into the same weights: folds with a model each, and a last fit on everything, share nothing. Parts of one data set
-    that samplers draw are told apart. Where another data set that is looked at shares nothing, one whose rows were all trained on is
-    the training's own figure.
+    While the script runs, every row of the batches that its `DataLoader`s give is hashed, all tensors of it together (512
+    entries of each). Batches that a backward pass follows are trained on, the others are looked at. A data set counts as
+    validation data when no batch of it is trained on. Rows that are equal by nature (synthetic and small discrete data) show
+    among the training data themselves: the share of those that have a twin in one pass is taken off; a row that a `Subset` draws
+    more than once is no twin of its own. What counts is what was
+    trained on before the look, into the same weights: folds with a model each, and a last fit on everything, share nothing. Parts
+    of one data set that samplers draw are told apart. Where another data set that is looked at shares nothing, one whose rows were
+    all trained on is the training's own figure.
 
     ## Limits and their sources
     `warning-share` 1 % and `error-share` 20 % of the rows beyond the share of twins, and at least `fewest` 4 rows (heuristics). It is
     a warning, too, where all rows that are looked at are trained on, or about as many: it may be the training's own figure.
 
-    Calibration: in 12 healthy scripts nothing is reported; five that leak are, with shares of 6 to 100 %. Held out: of five
-    healthy programs none, of five that leak all, once folds and samplers were told apart. What is augmented at random has no
-    equal rows, and is not seen; neither are data that come without a `DataLoader`, and validation later than the first 200 steps.
-    By `benchmarks/silent.py`, on six tables: of 24 healthy programs none, of 12 that leak all, once rows that a `Subset` draws
-    often were told from twins.
+    Calibration: in 12 healthy scripts (random splits, halves of a tensor, a test set from elsewhere, a look at the training set
+    beside validation, the training's loader looked at again, bits, small integers, oversampling within the training part,
+    validation before training, two rows that repeat) nothing is reported; five that leak are, with shares of 6 to 100 %. Held
+    out were five healthy and five leaking programs (digits, windows of names and of a series, tokens, folds, samplers): none
+    and five are reported, once folds and samplers were told apart. What is augmented at random has no equal rows, and is not
+    seen; neither are data that come without a `DataLoader`, and validation later than the first 200 steps. By
+    `benchmarks/silent.py`, on six tables: of 24 healthy programs none is reported, of 12 that leak all are, once rows that a
+    `Subset` draws often were told from twins.
 
     ## When to ignore it
     When the second data set is meant to show the training's own figures.

@@ -33,7 +33,8 @@ def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
     it. Modules that are never called, or whose output the loss does not use, are listed as one piece of advice.
 
     ## Why it matters
-    Without a gradient a parameter keeps its initial value, and nothing says so: the layers after the cut still learn.
+    Without a gradient a parameter keeps its initial value for the whole training, and nothing says so: the layers after
+    the cut still learn, and the loss still falls.
 
     ## How it is measured
     The autograd graph of the loss is walked over all batches of the scan; a parameter that no batch reaches is

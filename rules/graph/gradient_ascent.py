@@ -37,10 +37,11 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     """Training raises the loss, or lowers one that has no lower bound.
 
     ## What it finds
-    A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, an update with the wrong sign), a loss that is
-    never negative but is subtracted, a total that falls far below zero faster and faster, and a loss written by hand that leads
-    every output away from its target. A focal loss whose factor favours the easy samples. PPO's ratio upside down, or its objective
-    with the wrong sign. The loss of a generator that moves the scores of its samples as its discriminator's does.
+    A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, a hand-made update with the wrong sign), a
+    loss that is never negative but is subtracted, a total that falls far below zero faster and faster, and a loss written by
+    hand that leads every output away from its target, however slowly it falls. A focal loss whose factor favours the easy samples.
+    PPO's clipped ratio of probabilities upside down, or its objective with the wrong sign. The loss of a generator that moves the
+    scores of its samples the same way as its discriminator's does.
 
     ## Why it matters
     The model is trained to be wrong, and the better the optimizer works the worse it gets.
@@ -53,12 +54,12 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
-    `decayed-cosine` -0.5: applies instead with weight decay, whose share of a step can point anywhere.
-    `away` 0.95: a loss that compares outputs with their targets comes to 0, with its sign flipped to 1. For maps of 0 and 1 it is a
-    warning: the script may mean the complement. The factor of a focal loss comes to -1, upside down to 1: a warning. A ratio that is
-    clipped beside itself is an error where what is trained stands below its line, and a warning where the loss rises with the lesser
-    of both: the advantage may be a cost. A loss through another training's weights: a warning where both losses move what that
-    model gives for the same samples in one direction.
+    `decayed-cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
+    `away` 0.95: a loss that compares outputs with their targets comes to 0, the same with its sign flipped to 1. For
+    maps of 0 and 1 it is a warning: the script may mean the complement. The factor of a focal loss comes to -1, upside down to 1: a
+    warning. A ratio that is clipped beside itself is an error where what is trained stands below its line, and a warning where the
+    loss rises with the lesser of both: the advantage may be a cost. Of two trainings, where the loss of one goes through the weights of
+    the other: a warning where both losses move what the other's model gives for the same samples in one direction.
 
     ## When to ignore it
     When a term is maximised on purpose, as in adversarial training. For actions that the model drew itself, beside other losses,

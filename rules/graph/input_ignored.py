@@ -25,9 +25,11 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     """The output hardly depends on the input.
 
     ## What it finds
-    Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by zero, cut off,
-    or read where it holds nothing (padding). One of several inputs whose result nothing uses. A result that a statement throws
-    away, as of `masked_fill` in place of `masked_fill_`. One row of a table of positions that is added to all of them.
+    Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by
+    zero, cut off, or read where it holds nothing (padding). One of several inputs on which parameters work, and whose result nothing uses:
+    another variable stands where it belongs. A result that a statement throws away, as of `masked_fill` in place of
+    `masked_fill_`. Sequences whose order makes no difference although a table of positions is
+    read, where one row of it is added to all positions.
 
     ## Why it matters
     Such a model can learn the average of its targets and no more, and its loss still falls at first.
@@ -35,9 +37,10 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     After the probe training, in evaluation mode: samples of a batch are replaced by others, and the change of their output
     is taken relative to the output. When that is small, so in training mode as well, the loss is also measured with the
-    inputs of each batch shuffled against its targets, in eight orders. Where one row of a table as long as the sequences is added to
-    all positions, these are put in another order. Of several inputs each is replaced alone: where all outputs and the loss are the
-    same bit for bit, the last result that depends on it and on parameters is named, if no operation takes it.
+    inputs of each batch shuffled against its targets, in eight orders. Where a row of a table as long as the sequences is chosen by a
+    number of the program and added to all positions, the output is taken once more with the positions in another order. Of several inputs
+    each is replaced alone: where all outputs and the loss are the same bit for bit, the last result that depends on it and on parameters is
+    named, if no operation takes it.
 
     ## Limits and their sources
     A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten

@@ -24,11 +24,12 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     A parameter outside the optimizer keeps its initial value. One in two groups is updated twice per step.
 
     ## How it is measured
-    The tensors of the optimizer's groups are compared, by identity, with the model's parameters. In a script a tensor that no module
-    holds counts when it is an `nn.Parameter` or used as a weight (a factor of activations, a shift of all rows, a table), the losses
-    of four steps send gradient to it and it stays as it was; so do frozen weights that later steps send gradient to. A layer is made
-    anew when four steps each have parameters of their own, of one shape with 64 entries or more, that correlate by no more than
-    0.5 and that meet what other weights computed.
+    The tensors of the optimizer's groups are compared, by identity, with the model's parameters. In a script a tensor that
+    no module holds counts as a parameter when it is an `nn.Parameter`, or when what is computed uses it as a weight (a
+    factor of activations, a shift of all rows, a table that is looked up), the losses of four steps send gradient to it and
+    its values stay what they were. Frozen weights count when the losses of later steps send gradient to them, four or more, and
+    their values stay. A layer is made anew when four steps each have parameters of their own, of one shape with 64 entries or more,
+    that correlate by no more than 0.5 and that meet what other weights computed.
 
     ## Limits and their sources
     None: one parameter counts (a matter of definition). It is a warning when only biases and other vectors are missing, when

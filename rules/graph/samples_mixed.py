@@ -19,21 +19,25 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     """The output for one sample depends on the other samples of its batch, or on its position among them.
 
     ## What it finds
-    A recurrent or attention layer that takes the batch axis for time (`batch_first` forgotten), `view` or `reshape` over axes in the
-    wrong order, a softmax or a running sum over the batch, an index that picks one sample for all. Positional encodings that are
-    added along the batch. `view` or `reshape` in place of `permute` within a sample.
+    A recurrent or attention layer that takes the batch axis for time (`batch_first` forgotten), `view` or `reshape`
+    over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all. Positional
+    encodings that are added along the batch. `view` or
+    `reshape` in place of `permute` within a sample: an axis of time that keeps its size and gets entries of others.
 
     ## Why it matters
-    Its training loss may fall; alone, or in another batch, a sample gets another output.
+    Such a model's output depends on which samples happen to share a batch. Its training loss may fall; alone, or
+    in another batch, a sample gets another output.
 
     ## How it is measured
     On the trained copy in evaluation mode, so that normalization uses its running statistics. Some samples of a small batch are
     replaced by others, and the outputs of those that stayed are compared. When they changed, both passes are compared operation
-    by operation: the first result in which samples have met is blamed. Statistics over the batch, relations of all samples to each
-    other, and choices by rank (sorting, routing) are advice only, unless each output of copies of one sample is found in the row of
-    another: sorted, and not put back. So is everything when it is not certain which axis the samples are on: with random data,
-    without a target of as many rows, or when the second axis could be theirs as well. Where samples are not mixed, copies of one
-    sample are given to the model: what an addition, a product or a table makes different comes from their positions.
+    by operation: the first result in which samples have met is blamed. Statistics over the batch (a normalization written by
+    hand, minibatch discrimination), relations of all samples to each other, and choices by rank (sorting, routing) are advice
+    only, unless each output of a batch of copies of one sample is found in the row of another: sorted, and not put back. So is
+    everything when it is not certain which axis the samples are on: with random data, without a target of as many rows, or
+    when the second axis could be theirs as well and the batches were not stacked by a DataLoader. Where samples are not mixed,
+    copies of one sample are given to the model: values of theirs that an addition, a product or a table makes different come
+    from their positions in the batch.
 
     A `view` or `reshape` within samples is a warning where one axis has a size that occurs once before and once after, in another
     place, and the cuts fit no splitting and joining of axes.

@@ -18,9 +18,9 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Terms of a sum that carry no gradient although they were computed from the model (detached, under `no_grad`, made a number by
-    `item()`, a share of errors), losses of what no trained weight makes (the divergence of a teacher from itself), terms whose
-    gradient is exactly zero, as that of a ratio of equal probabilities, and derivatives that are zero everywhere, such as the second
-    derivative of a net of ReLUs.
+    `item()`, a share of errors), losses of what no trained weight makes (the divergence of a teacher from itself, the decay of frozen
+    weights), terms whose gradient is exactly zero, as that of a ratio of equal probabilities, and derivatives that are zero everywhere,
+    such as the second derivative of a net of ReLUs.
 
     ## Why it matters
     The term is part of the loss that is logged but teaches nothing: the penalty does not act, the equation is not
@@ -29,11 +29,11 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and no trained
     parameter gets a gradient from it, both before training and after the probe; so does a difference of equals. Terms under a bound
-    that is met (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values).
-    Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A term that the loop computes from no trained weight
-    counts when it is a loss function of torch, or made of frozen weights alone, that all of its recorded steps add to the loss. A
-    number counts when it is read from what carries gradient, no other part of the loss takes it, and what is added to the loss follows
-    it along one straight line in every recorded step.
+    that is met (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values, the
+    largest logit that is subtracted and added again). Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A
+    term that the loop computes from no trained weight counts when it is a loss function of torch, or made of frozen weights alone,
+    that all of its recorded steps add to the loss. A number counts when it is read from what carries gradient, no other part of the
+    loss takes it, and what is added to the loss follows it along one straight line in every recorded step.
 
     ## Limits and their sources
     None: a gradient of exactly zero (a matter of definition).

@@ -30,19 +30,20 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     """The model cannot overfit one small batch at any learning rate that was tried.
 
     ## What it finds
-    A training that learns neither with the user's optimizer, at any rate tried, nor with Adam at 0.001 and 0.003 on 16 samples of
-    the first batch; or that fits those samples, and learns nothing of data in which a linear model finds something.
+    A training that does not learn with the user's optimizer, nor at other rates of it, nor with Adam at 0.001 and 0.003
+    on 16 samples of the first batch; or that fits those samples, and learns nothing of data in which a linear model
+    finds something.
 
     ## Why it matters
-    A healthy model fits a few samples in a few dozen steps. One that cannot has a fault that no learning rate cures: the input does
-    not reach the output, the labels the loss, or the gradient the weights.
+    A healthy model fits a handful of samples in a few dozen steps. One that cannot has a fault that no learning rate cures:
+    the input does not reach the output, the labels do not reach the loss, or the gradient does not reach the weights.
 
     ## How it is measured
     The probe, and the experiments that follow when it fails. The level where the loss stays is compared with known ones:
     the uniform prediction, the best constant prediction, the floor of a softmax before `cross_entropy`. The linear model is a
     ridge regression of the targets on the flattened inputs, judged on a fifth of the samples that it was not fitted on. A loss
     that has left its start and still falls is not judged, nor one whose level says nothing, as that of a policy gradient; nor one
-    of unknown form that falls by 2 % on one batch; nor is a
+    of unknown form that falls by 2 % on one batch: a distance to soft targets ends at their entropy, near where it starts; nor is a
     model with fewer weights than the batch has targets expected to memorise them.
 
     ## Limits and their sources
@@ -51,8 +52,8 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     `fall` 0.1: less is an error. Calibration E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
     loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning.
     `explained` 0.1: from this share of the targets' variance on, beyond what shuffled targets give, the data hold
-    something, and `share` 0.5 of it is what the model has to find. `plateau` 0.02: how close to a known level the loss is said to be
-    at it. It is a warning, too, on data or a loss that gradcheck assumed, for a model that was trained before, and for one
+    something, and `share` 0.5 of it is what the model has to find. `plateau` 0.02: the loss is said to be at a known level when it is
+    this close to it. It is a warning, too, on data or a loss that gradcheck assumed, for a model that was trained before, and for one
     that starts below half of chance.
 
     ## When to ignore it

@@ -27,11 +27,12 @@ def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     of such a loss says nothing, so nothing shows.
 
     ## How it is measured
-    While the script runs, a difference of equal numbers that the loop takes without gradient is followed, through scales and moves,
-    up to the loss that it is a factor of, in every recorded pass. Normal noise that a loss function of torch takes as its target
-    counts when nothing else is made of it, while noise of the same shape was mixed into something, in every recorded pass. In the
-    loss itself, a difference of two outputs of the model counts when both are equal before training and after the probe, and the
-    whole gradient is less than a thousandth of that through one of them.
+    While the script runs, every difference that the loop takes without gradient is looked at; one of numbers that are all equal
+    is followed, through scales and moves, up to the loss that it is a factor of. It counts when the factor of every recorded
+    pass is one. Normal noise that a loss function of torch takes as its target counts when nothing else is made of it, while
+    noise of the same shape was mixed into something, in every recorded pass. In the loss itself, a difference of two outputs of the
+    model counts when both are equal before training and after the probe, and the whole gradient is less than a thousandth of that
+    through one of them.
 
     ## Limits and their sources
     `passes` 16: recorded passes, in all of which the numbers are equal; with fewer it is a warning (heuristic). It is a

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from gradcheck.analysis.convergence import CLEAR_FALL, LEAST_FALL, PATIENCE, experiment_outcome, relative_decrease
+from gradcheck.analysis.convergence import CLEAR_FALL, LEAST_FALL, PATIENCE, experiment_outcome, no_lower, relative_decrease
 from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
@@ -27,7 +27,7 @@ def best_rate(m: Measurement, *, higher: bool) -> Run | None:
     mine, whole = relative_decrease(m.probe, m.chance), len(m.probe.losses) >= PATIENCE
     rated = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
     clear = lambda r: relative_decrease(r, m.chance) >= mine + (LEAST_FALL if whole and r.ended == "budget" else CLEAR_FALL)  # noqa: E731
-    learned = [r for r in rated if r.ended == "learned" or clear(r)]
+    learned = [r for r in rated if r.ended == "learned" or (clear(r) and not no_lower(r, m.probe, m.chance))]
     best = max(learned, key=lambda r: relative_decrease(r, m.chance), default=None)
     return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
 

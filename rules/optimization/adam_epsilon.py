@@ -51,8 +51,8 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     Weights whose gradients are about as small as the constant that Adam and RMSprop add to the root of their mean square.
 
     ## Why it matters
-    Adam divides by sqrt(v) + epsilon. Where epsilon is the larger, its step is gradient x rate / epsilon: plain gradient descent with
-    a rate that nobody chose, usually a very small one.
+    Adam divides by sqrt(v) + epsilon. Where epsilon is the larger of the two, its step is gradient x rate / epsilon: plain
+    gradient descent with a rate that nobody chose, usually a very small one.
 
     ## How it is measured
     Root mean square of each parameter's gradient, ||g|| / sqrt(count), the median over the measured steps 3 to 30.

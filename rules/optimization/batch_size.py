@@ -56,22 +56,23 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     Batches that are several times the gradient noise scale, and batches that are a small fraction of it.
 
     ## Why it matters
-    Far below the noise scale twice the batch gives nearly twice the progress per step; far above it next to none, and the samples
-    would be better spent on more steps.
+    Far below the noise scale twice the batch gives nearly twice the progress per step, at half of it 1.5 times; far above it gives
+    next to none, and the same samples would be better spent on more steps.
 
     ## How it is measured
     The simple noise scale, trace of the covariance of a sample's gradient over the squared norm of the mean
     gradient, at the weights that the probe training left. Eight groups of samples, none shared, from up to eight
     batches; the inner products of different groups give the squared norm without bias, and leaving out one group
     at a time gives its standard error. In evaluation mode; at most a million evenly spaced entries of the gradient.
-    Nothing is said when the signal is not significant. The noise scale grows while a model learns.
+    Nothing is said when the signal is not significant. The noise scale grows while a model learns: this is a
+    snapshot of the first steps.
 
     ## Limits and their sources
     `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few
     noise scales, and their growth during training. Not below `least` 8 samples, where all samples still pull the same way.
     `largest` 1e7: nothing is said above; that is a loss at its minimum, where the mean gradient is rounding.
     `noisy` 1/30: advice when the batch is less than this share of the lower end, which few measurements of this size can show.
-    All are heuristics.
+    All are heuristics. Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
 
     ## When to ignore it
     When the hardware is idle otherwise, and late in training, when the noise scale is larger.

@@ -15,8 +15,9 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     Adam, NAdam, RAdam, Adamax and RMSprop with weight decay that is added to the gradient.
 
     ## Why it matters
-    The decay is divided by the root of the mean squared gradient: weights with large gradients are decayed less, and the strength no
-    longer follows the setting. The decoupled variants, each at its best strength, generalise better (Loshchilov and Hutter 2019).
+    The decay is divided by the root of the mean squared gradient like everything else: weights with large gradients
+    are decayed less than those with small ones, and the strength no longer follows the setting. In the
+    decoupled variants it does; each at its own best strength, they generalise better (Loshchilov and Hutter 2019).
 
     ## How it is measured
     The optimizer's class and the settings of its parameter groups.

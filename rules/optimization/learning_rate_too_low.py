@@ -73,9 +73,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     The training runs, costs its full time, and ends near the random start.
 
     ## How it is measured
-    A short training with your optimizer, and when it stalls, others at lower and higher rates. The size of an update is ||update|| /
-    ||weight||, the median over weight matrices and the measured steps 3 to 20. Rates that a schedule is still warming up are not
-    judged; those that it only lowers are.
+    A short training with your optimizer; when it stalls, the same start is trained again at lower and higher rates. The size of an
+    update is ||update|| / ||weight||, the median over weight matrices and the measured steps 3 to 20. Rates that a schedule is
+    still warming up are not judged; those that it only lowers are.
 
     ## Limits and their sources
     An error: the probe stalls for three times its steps, or comes less than a third of the way down to chance in them, the best
@@ -84,8 +84,8 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     within ten times the probe's steps is a warning, and advice where its updates are `usual-ratio` 0.1 % of the weight or
     more. Without experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
-    get advice only. Where the loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
-    batch, that is named, and its line.
+    get advice only. Where the one loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
+    batch, divided by the size of the data set, say, that is named, and its line.
 
     ## When to ignore it
     When the training is much longer than the probe and its rate is that low on purpose.

@@ -20,15 +20,17 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
     SGD and its kin with a momentum of 0.99 or more.
 
     ## Why it matters
-    A step grows for 1 / (1 - momentum) steps, to rate / (1 - momentum) times the gradient. With 0.999 a training looks fine for some
-    hundred steps, but ends up at a thousand times the rate in the code: the loss swings, and rises far above its start.
+    A step grows until it is rate / (1 - momentum) times the gradient, which takes 1 / (1 - momentum) steps. With 0.999 a
+    training of a few hundred steps looks fine, but ends up running at a thousand times the rate in the code: the loss
+    swings, and rises far above its start.
 
     ## How it is measured
-    1 / (1 - momentum). Its cost: ten times the probe's steps, as it is and with a momentum of 0.9, on the same batches.
+    1 / (1 - momentum). What it costs is measured: the training for ten times as many steps as the probe, as it is and with a
+    momentum of 0.9, on the same batches.
 
     ## Limits and their sources
-    `steps` 100 and more are a note, and a warning where the paired training shows a cost. On scikit-learn's digits, nets
-    fit within 300 steps with 0.99 to 0.999, and most had diverged after 2000.
+    `steps` 100 and more are a note, and a warning where the paired training shows a cost. On scikit-learn's digits, nets of
+    three and five layers fit within 300 steps with 0.99 to 0.999, and most had diverged after 2000.
 
     ## When to ignore it
     When the rate is as low as the momentum is high, or falls on a schedule that the scan did not see.

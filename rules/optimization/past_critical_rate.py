@@ -29,8 +29,9 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
     the first steps that were looked at.
 
     ## Why it matters
-    The gradient does not say where such a step ends: the loss rises, units die or saturate.
-    Close to the critical rate, training at full batches still learns (the edge of stability).
+    The gradient says nothing any more about where such a step ends: the loss rises, or falls by chance; units die or saturate
+    on the way. Close to the critical rate is another matter: training at full batches drives itself to it, and learns
+    there (the edge of stability).
 
     ## How it is measured
     On a copy at the start: the loss of a batch is computed at multiples of the update that your optimizer makes for it, each four
@@ -43,7 +44,8 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
     where it threw the weights. On 14 healthy models (MLPs, ResNet, MLP-Mixer, LSTM, Transformers, GPT-2, BERT, contrastive and
     actor-critic training; AdamW, SGD with momentum) the share at the first step is 0.004 to 0.1, at ten times the usual rate 0.04
     to 0.9 (ResNet, which then learns worse, 1.4), at a hundred times 0.4 to 13; up to 0.9 they still learn at that. All with
-    more than 1 at both looks, or more than 4 at the first, ended far above the loss that the usual rate reaches.
+    more than 1 at both looks, or more than 4 at the first, ended far above the loss that the usual rate reaches. At the end of a
+    training the share says nothing: models thrown into flat places have 0.01.
 
     ## When to ignore it
     When a schedule warms the rate up and the scan did not see it. Where the loss falls by 90 % anyway, or by 80 % and only the first

@@ -28,8 +28,8 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
     Adaptive optimizers whose very first step, at the full rate, throws the output far from where it was.
 
     ## Why it matters
-    Adam's first step has the size of the rate in every weight, whatever the gradient. In deep models these steps add up: the
-    benefit of the initialisation is lost, and post-norm transformers may not recover.
+    Adam's first step has the size of the rate in every weight, whatever the gradient: its moments have seen one batch. In deep
+    models these small steps add up. The benefit of the initialisation is lost, and post-norm transformers may not recover.
 
     ## How it is measured
     On a copy: output on one batch before and after the first update with the same dropout, rms(change) over the standard

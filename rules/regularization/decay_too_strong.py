@@ -41,11 +41,13 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that outweighs the data.
 
     ## Why it matters
-    Decay pulls every weight to zero at each step. When that pull wins, the outputs become constants, and so does the loss.
+    Decay pulls every weight to zero at each step, whatever the batch says. When that pull wins, the outputs become constants, and
+    so does the loss.
 
     ## How it is measured
     Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that depends on the weights when the
-    model's output is held fixed. When the probe learns nothing of the data, the same training is run without it. Momentum makes decay
+    model's output is held fixed. When the probe learns nothing of the data, and the decay is strong enough to be the reason, the same
+    training is run without it. Momentum makes decay
     that is added to the gradient act 1 / (1 - momentum) times. Decoupled decay lets no weight of an adaptive optimizer stay above 1 /
     decay (Xie and Li 2024), which is compared with where the weights start. What decay costs is measured on batches that were not
     trained on, over ten times the probe's steps: what is learned first may fade later.
@@ -53,8 +55,8 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     An error: the probe fails, and without the decay or penalty the same training learns, or leaves a level above chance where
     the decay holds it. Without that proof: a warning when the probe does not learn clearly and weights shrink by e in less than
-    `epochs` 0.5 epochs or `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns.
-    Below `suspect-steps` 500 a note, a warning where a paired training with weaker decay shows a cost, nothing where it shows none.
+    `epochs` 0.5 epochs of your data or `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it
+    learns. Below `suspect-steps` 500 a note, a warning where a paired training with weaker decay shows a cost, nothing where it shows none.
 
     ## When to ignore it
     When weights should die out, as in pruning.

@@ -33,12 +33,14 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     `dropout_p` of an attention that does not ask for the mode.
 
     ## Why it matters
-    What is kept is scaled up by 1 / (1 - rate): at a rate of 0.9 each layer's noise is three times its signal.
+    What is kept is scaled up by 1 / (1 - rate): at a rate of 0.9 the signal's noise is three times the signal in each
+    layer. Gradients then point almost anywhere.
 
     ## How it is measured
-    The rate of each dropout that the training step applies. When the probe fails and one is at least 0.3, the loss is taken once more
-    with dropout off: has the net learned behind the noise? If not, the same training is run without dropout. In evaluation mode the
-    trained copy's loss is taken with the dropouts that are still on, and without them.
+    The rate of each dropout that the training step applies. When the probe training fails and one of them is at least
+    0.3, the loss is taken once more with dropout off, to see whether the net has learned behind the noise; if not, the
+    same training is run without dropout. In evaluation mode the trained copy's loss is taken with the dropouts that are still on,
+    and without them.
 
     ## Limits and their sources
     An error: the probe fails, with dropout off its loss has not fallen by 10 % either, without dropout the training learns, and

@@ -22,8 +22,8 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     Regularization guards against overfitting. A model that does not fit anything yet has no use for it.
 
     ## How it is measured
-    When the probe fails and a dropout, decay, penalty or label smoothing is strong, the same training is run without each, and, when
-    that does not help, without all of them.
+    When the probe training fails although its dropout, decay, penalty or label smoothing is strong, the same training is
+    run without each of them, and, when that does not help, without all of them.
 
     ## Limits and their sources
     The probe fails, also with dropout off and labels not smoothed; no single one is the reason (then that one is reported); without

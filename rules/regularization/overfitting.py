@@ -30,17 +30,19 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     Beyond that point training makes the model worse on everything that it has not seen.
 
     ## How it is measured
-    The loss of the trained copy in evaluation mode on training and validation batches, with the standard error of the difference
-    over parts of them. Where there is a gap, the training is run again and looked at ten times on the way.
+    After the probe training, the loss of the trained copy in evaluation mode on training and validation batches, with the
+    standard error of the difference over parts of them. Where there is a gap, the same training is run again and looked at
+    ten times on the way.
 
     ## Limits and their sources
     A gap above `standard-errors` 3 standard errors, and above `gap` 10 % of the loss at the start or with a validation loss above
     `ratio` 1.5 times the training loss. It is a warning when the validation loss also ends above where it started, or by
-    `rise` 10 % above its lowest value; else a note. When there may be more training batches than the
+    `rise` 10 % above its lowest value; else a note. Measured on scikit-learn's digits. When there may be more training batches than the
     scan collected, it is a note: a probe that repeats a part of the data memorises that part.
 
     ## When to ignore it
-    When the validation data come from elsewhere, or there is more training data than the scan was given.
+    When the validation data come from elsewhere: then the difference between the data is measured. When there is
+    more training data than the scan was given.
 
     ## Example
     ```python

@@ -18,31 +18,37 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     """A model that is trained to predict the next token sees the tokens that come later.
 
     ## What it finds
-    Language models and decoders whose output depends on later tokens: attention without its causal mask, with one that is shifted
-    or too weak, heads merged by `view` without transposing back, convolutions padded on both sides, bidirectional recurrent
-    layers, normalization or averages over the positions. It names the layer and the call where later tokens are first seen.
+    Language models and decoders whose output at a position depends on tokens after it: attention without its causal mask, with
+    one that is shifted or too weak, heads merged by `view` without transposing back, convolutions that are padded on both
+    sides, bidirectional recurrent layers, normalization or averages over the positions. It names the layer and the call where
+    later tokens are first seen.
 
     ## Why it matters
-    The answer is in the input. The loss falls further than it should, on the validation data too; but the model has only learned
-    to look the next token up, and fails in generation, where there is none.
+    The answer is in the input. The loss falls, further than it should, on the validation data too; but the model has only learned
+    to look the next token up, and where there is none, as in generation, it fails.
 
     ## How it is measured
     First, whether the next token is wanted: the targets of a cross entropy, or the tokens whose scores are gathered, are laid
-    beside the tokens that each embedding reads. Where the target is the token one position further, the tokens after a position
-    are replaced by others, where the embedding reads them, for three positions, after the short training, in evaluation mode. The
-    change of the logits at supervised positions up to that one is compared with the change after it. Where they do change, the two
-    passes are compared operation by operation. Of two inputs whose next token is the target, one that does not leak is enough. For a
-    function that takes hidden states and the head's weight (`linear_cross_entropy`) the logits are computed again. Where no such
-    loss was seen, nothing is said.
+    beside the tokens that each embedding of the model reads. Where the target is the token one position further, in evaluation
+    mode, after the short training, the tokens after a position are replaced by others, for three positions. Masks and lengths
+    stay as they are: tokens are changed where the embedding reads them. The change of the logits at supervised positions up to
+    that one is compared with the change after it. Where they do change, the two passes are compared operation by operation. A
+    target may be the next token of two inputs, as in a translation to the same language: one that does not leak is enough. A
+    loss that is computed chunk by chunk is put together; for a function that takes hidden states and the head's weight
+    (`linear_cross_entropy`, a custom Function) the logits are computed again. Where the targets are tokens that are read, and
+    no such loss was seen, nothing is said: not measured.
 
-    Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders.
+    Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders. In prefix language
+    models only supervised positions count; padding before a sequence does not: masked as it is, it attends to all positions
+    alike.
 
     ## Limits and their sources
     `leak` 0.01: the largest change at one position up to t over the root mean square change after t. Calibrated on small models
-    after 60 steps. Healthy, at most 1e-5: attention with masks of every kind, rotary positions, ALiBi and a window, linear
-    attention, causal convolutions, LSTM, GRU, a state-space scan, a long convolution by FFT, torch's own layers, running means,
-    encoder-decoders, a prefix language model; and, after 8 steps, 46 causal language models of Transformers and 11
-    encoder-decoders: 0.
+    after 60 steps. Healthy, at most 1e-5: attention with `is_causal`, with additive, Boolean and finite (-1e9) masks, with
+    rotary positions, ALiBi and a window, linear attention, causal and dilated convolutions, LSTM, GRU, a state-space scan, a
+    long convolution by FFT, `nn.TransformerEncoderLayer`, `nn.MultiheadAttention`, running means, `nn.Transformer` that copies
+    and one that reverses, a prefix language model, an auto-encoder with a teacher-forced decoder; and, after 8 steps, 46 causal
+    language models of Transformers (attention of every kind, Mamba, RWKV, mixtures of experts) and 11 encoder-decoders: 0.
     Faulty: no mask 1.5, a mask that is one position too wide 1.5, transposed 1.2, -1 for minus infinity 0.85, set after the
     softmax 0.31, merged heads 1.6, convolution on both sides 1.4, bidirectional 0.64, mean over positions 0.44, normalization
     over positions 0.15. `next_token` 0.99: share of the supervised positions at which the target is the next token; at 16 of

@@ -11,11 +11,13 @@ def labels_misaligned(m: Measurement, limits: Limits) -> Verdict:
     """The targets of a causal model are the tokens that it is given, or lie further ahead than the next one.
 
     ## What it finds
-    Models that see no later token and are asked for the one that they have just been given: labels that nobody shifted, or a decoder
-    that is fed its own labels. And labels shifted twice, by the script and by the model.
+    Models that see no later token and are asked for the token that they have just been given: labels that nobody shifted, or a
+    decoder that is fed its own labels. And models that are asked for a token two or more positions ahead: shifted by the
+    script, and again by the model.
 
     ## Why it matters
-    A token that is in the input is copied, and nothing else is learned. A model that learned to skip generates every second word.
+    A token that is in the input is copied, and nothing else is learned: the loss falls to zero at once. A model that learned to skip
+    tokens generates every second word.
 
     ## How it is measured
     As for SEQ001: the targets of a cross entropy beside the tokens that embeddings read, from 0 to 4 positions ahead, and other

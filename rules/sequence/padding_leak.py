@@ -39,26 +39,29 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Recurrent layers whose last position is read although the row ends in padding, or that run backwards over it; means, maxima
-    and attention without a mask. Only where a mask or lengths that the model is given tell what is padding, or the padding index of
-    its embedding, where batches are padded to different lengths. Inverted masks, with which the output depends on padding alone.
+    and attention that count padded positions; attention layers without a mask of them. Only where something tells which
+    positions are padding: a mask or lengths that the model is given, or the padding index of its embedding, where batches are
+    padded to different lengths. Masks that are inverted, so that an output for the whole sequence depends on its
+    padding alone.
 
     ## Why it matters
-    The output for a sequence depends on the longest one in its batch. A recurrent layer that reads hundreds of padded positions
-    has forgotten the sequence by then, and learns nothing from it.
+    The output for a sequence depends on the longest one in its batch: it differs in evaluation, and when alone. A recurrent
+    layer that reads hundreds of padded positions has forgotten the sequence by then, and learns nothing from it.
 
     ## How it is measured
-    In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, padded and cut to its
-    own length. The change of the output at real positions, or for the whole sequence, over the spread of outputs in the batch. Where
-    there is one, both passes are compared operation by operation. Where padding comes first, its tokens are replaced instead: cutting
-    would move the positions. That is judged for attention only. Also, each sequence with another one's tokens at its real
-    positions, or at its padded ones.
+    In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, as the batch has
+    them, and cut to their own length. The change of the output at real positions, or of an output for the whole sequence, over
+    the spread of outputs in the batch. Where there is one, both passes are compared operation by operation. Where padding
+    comes first, its tokens are replaced instead, where the embedding reads them: cutting it off would move the positions. That
+    is judged for attention only, and positions that are counted from the padding are not. Also, each sequence with another
+    one's tokens at its real positions, or at its padded ones.
 
     ## Limits and their sources
     `effect` 0.4 and, where attention is where padding first meets what is real, `attention` 0.02. Calibrated on classifiers and
     taggers of 3 to 20 tokens, 39 % of the positions padded, after 1, 8, 40, 100 and 300 steps. Healthy, all exactly 0: packed
-    LSTMs, output gathered at the last real position, masked means, maxima and convolutions, transformer encoders with a mask,
-    one-directional taggers, `EmbeddingBag`, masked attention pooling.
-    Convolutions under a maximum over time without a mask, which many use: 0.01 to
+    LSTM, output gathered at the last real position, masked mean, sum over lengths, masked maximum, masked convolution,
+    transformer encoders with a mask under a mean and under a class token, packed bidirectional tagger, one-directional tagger,
+    `EmbeddingBag`, masked attention pooling. Convolutions under a maximum over time without a mask, which many use: 0.01 to
     0.26. Faulty: mean 1.6 to 2.1, mean over convolutions 0.86 to 1.2, attention pooling 0.74 to 1.3, last position or last
     state of an LSTM 0.15 to 1.7 (the less, the better it fits its training data), encoders without a mask 0.01 to 0.3. A
     warning; an error when the probe training failed as well.

@@ -45,7 +45,10 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `lag` (8) in a single step, or `lasting` (2.3) in `looks` (2) measured steps in a row where the tensor departs from its own history.
     It is advice where the loss had jumped before that step was taken, and either stays up (`log-loss-spikes` says that the data or the
-    loss changed) or the tensor is in line again within 8 steps.
+    loss changed) or the tensor is in line again within 8 steps: measured in a mixture of experts, the loss was back at once, with the
+    long step and without it. Of 12 healthy runs of 2000 steps each (MLPs, convolutional nets, transformers, LSTM, GAN, autoencoder)
+    those of GPTs stay below 2.3 in each step and tensor, as in the paper; small nets near zero loss reach 5.3, Q-learning 6.4 as its
+    targets are renewed. Where the data change at once it is 9 to 24; by step t it can be the root of t at most.
 
     ## When to ignore it
     When the data change at that step on purpose.

@@ -60,6 +60,14 @@ class TestLearningRateTooHigh:
         lower = at(0.1, losses=(*stalled(steps=40).losses, *[end] * 36), ended="budget")
         assert severities(learning_rate_too_high, measurement(probe=stalled(steps=steps), experiments=(lower,))) == expected
 
+    def test_a_rate_that_was_cut_off_has_to_be_lower_than_the_probe_on_the_same_batches(self):
+        """A critic on episodes of its own: 300 steps where the loss stays, and a fall within 70 because later episodes are easier."""
+        probe = run(([2.0] * 35 + [1.5] * 35 + [1.75] * 30) * 3, batches=100)
+        m = measurement(probe=probe, experiments=(at(0.1, losses=[2.1] * 35 + [1.6] * 35, batches=100, ended="budget"),))
+        assert findings(learning_rate_too_high, m) == []
+        below = at(0.1, losses=[2.1] * 35 + [1.4] * 35, batches=100, ended="budget")
+        assert severities(learning_rate_too_high, replace(m, experiments=(below,))) == ["error"]
+
     def test_the_message_compares_both_runs(self):
         f = only(learning_rate_too_high, measurement(probe=stalled(), experiments=(at(0.1),)))
         assert "with AdamW at rate 0.001, 100 steps moved the loss from 2.3" in f.message
