@@ -42,7 +42,8 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     A buffer that stayed as it was while the trained model's changed, in a model that was called in evaluation mode, counts.
     Gradients that reach such a model are advice. An average that was not called yet is a warning where such buffers raise the
     loss `cost` 1.5 times; advice where they do not, or where the program names what takes statistics later (`update_bn`).
-    Nothing is said of one that is called in training mode, nor of one that stays while none follows: a reference may.
+    Nothing is said of one that is called in training mode, nor of one that stays while none follows: a reference may. One that stays
+    beside one that follows is advice: it may be copied every thousandth step.
 
     ## When to ignore it
     When the statistics should stay fixed, like those of a trained backbone.
@@ -110,7 +111,7 @@ def _stale(a: LoopAverage, s: Statistics | None, limit: float) -> Finding:
 def _left(a: LoopAverage, beside: tuple[str, str]) -> Finding:
     mine, leader = _names(a)
     return found(
-        "warning",
+        "info",
         f"{mine} is a copy of {leader} and stays as it was through {a.stood} steps (limit 0), while {beside[0] or 'another copy'} follows "
         f"{beside[1] or 'its model'}: it gives what the untrained {leader} gave",
         location=a.site,

@@ -55,5 +55,5 @@ class TestAverageIncomplete:
     def test_a_copy_that_stays_while_another_models_copy_follows_is_named_with_both(self):
         stays = {"stale": (), "evaluated": False, "beside": ("target_critic", "critic"), "stood": 40}
         f = only(average_incomplete, measurement(loop=loop(averages=(LoopAverage("target_actor", "actor", site=location(7), **stays),))))
-        assert f.severity == "warning" and f.location == location(7)
+        assert f.severity == "info" and f.location == location(7)
         assert f.message.startswith("target_actor is a copy of actor and stays as it was through 40 steps (limit 0), while target_critic ")
