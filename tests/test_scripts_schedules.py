@@ -104,3 +104,28 @@ for epoch in range(6):
 
 def test_a_plateau_scheduler_that_takes_accuracy_for_a_loss(tmp_path: Path) -> None:
     check(tmp_path, PLATEAU, PLATEAU.replace("optimizer, patience", "optimizer, 'max', patience"), "LOOP004", "warning", steps=48)
+
+
+SEARCH = """
+net = nn.Linear(8, 3)
+x = torch.randn(64, 8)
+y = x[:, :3].argmax(1)
+found = copy.deepcopy(net)
+optimizer = torch.optim.SGD(found.parameters(), 1e-5)
+for step in range(30):
+    optimizer.zero_grad()
+    F.cross_entropy(found(x), y).backward()
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] *= 1.6
+optimizer = torch.optim.SGD(net.parameters(), 0.5)
+for step in range(AFTER):
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(("after", "expected"), [(40, []), (0, ["LOOP004"])])
+def test_a_search_for_the_rate_foretells_nothing_of_what_is_over(tmp_path, after, expected):
+    assert [f.code for f in findings(tmp_path, SEARCH.replace("AFTER", str(after)), "LOOP004", steps=100)] == expected

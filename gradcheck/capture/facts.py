@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -127,6 +128,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         evaluation=watched.evaluations.record(next((p for p in recorder.journal.eval_sites.values() if p is not None), None)),
         batches=_batches(recorder, steps),
         by_hand=watched.changes is not None,
+        over=_is_over(recorder, steps),
         made_site=watched.site if watched.changes is None else None,
         averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
@@ -146,6 +148,13 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         **base | {"backward_site": site},
     )
     return own
+
+
+def _is_over(recorder: Recorder, steps: Sequence[Step]) -> bool:
+    numbers = [s.number for s in steps]
+    last = max((w.steps[-1].number for w in recorder.optimizers.values() if w.steps), default=0)
+    pause = max((b - a for a, b in pairwise(numbers)), default=0)
+    return bool(pause) and last - numbers[-1] > max(pause, FEWEST_COMPARED)
 
 
 def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing | None:

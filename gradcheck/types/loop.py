@@ -230,6 +230,7 @@ class LoopFacts:
     steps: int  # that it took while it was looked at
     backwards: int  # backward passes whose gradients were meant for it
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
+    over: bool = False  # other optimizers took steps after its last one, more than ever lay between two of its own
     error: str = ""  # the exception, when the script raised
     beside: int = 0  # steps of the script's other optimizers, where it took none
     taken: int = 0  # all steps, where only some of them were looked at; 0: they all were

@@ -22,6 +22,7 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
         "steps_after": Limit(5, "steps", "heuristic: the last steps of a schedule may end near 0"),
         "early": Limit(50, "steps", "heuristic: no training is finished after so few"),
         "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
+        "usual": Limit(0.1, "", "He et al. 2015, Deep residual learning, train with it: a warm-up from next to nothing may lead there"),
         "calls": Limit(4, "calls of step()", "heuristic: fewer may go the wrong way by chance"),
         "level": Limit(2, "times the loss", "heuristic: losses of training and validation lie closer at first, shares and ranks rarely"),
     },
@@ -45,9 +46,10 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     A rate below `share-of-peak` 0.001 of its highest value for at least `steps-after` 5 steps at the end, and for as many as
     came before: an error when it got there within `early` 50 steps, a warning later. A rate that is more than `explosion`
-    100 times the scheduler's base rate, is the highest so far, and rises faster and faster: an error. A warning: at least `calls`
-    4 numbers that a `ReduceLROnPlateau` was given are all worse in its mode than the first while the loss fell, the rate was cut, and
-    the first is within `level` 2 times the loss in mode `max`, or is not in mode `min`. All are heuristic.
+    100 times the scheduler's base rate and `usual` 0.1, is the highest so far, and rises faster and faster: an error, unless other
+    optimizers go on without this one, as after a search for the rate. A warning: at least `calls` 4 numbers that a
+    `ReduceLROnPlateau` was given are all worse in its mode than the first while the loss fell, the rate was cut, and the first is
+    within `level` 2 times the loss in mode `max`, or is not in mode `min`. All but `usual` are heuristic.
 
     ## When to ignore it
     When the steps after the schedule's end should do nothing.
@@ -98,7 +100,13 @@ def _dying(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Finding |
 
 def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Finding | None:
     rates, base = [r for r in every if math.isfinite(r)], loop.base_rate
-    if len(rates) < 4 or base <= 0 or rates[-1] < max(rates) or not rates[-1] > limits["explosion"] * base:
+    if (
+        loop.over
+        or len(rates) < 4
+        or base <= 0
+        or rates[-1] < max(rates)
+        or not rates[-1] > max(limits["explosion"] * base, limits["usual"])
+    ):
         return None
     distinct = list(dict.fromkeys(rates))
     rises = [b - a for a, b in itertools.pairwise(distinct)][-3:]

@@ -166,8 +166,17 @@ class TestScheduleKillsRate:
     def test_a_warm_up_in_a_straight_line_is_no_explosion(self):
         rates = tuple(6e-4 * ((i + 1) / 700) for i in range(169))  # its last rises differ by rounding, each above the one before it
         assert not findings(schedule_kills_rate, seen(rates=rates, steps=169, base_rate=rates[0]))
-        faster = tuple(r * 1.01**i for i, r in enumerate(rates))
+        faster = tuple(r * 1.04**i for i, r in enumerate(rates))  # to 0.1
         assert findings(schedule_kills_rate, seen(rates=faster, steps=169, base_rate=rates[0]))
+
+    def test_an_exponential_warm_up_from_next_to_nothing_is_no_explosion(self):
+        rates = tuple(1e-7 * 1.3**i for i in range(40))  # to 3e-3
+        assert not findings(schedule_kills_rate, seen(rates=rates, steps=40, base_rate=1e-7))
+
+    def test_a_search_for_the_rate_that_is_over_is_no_explosion(self):
+        rates = tuple(1e-6 * 1.5**i for i in range(40))  # to 7
+        assert findings(schedule_kills_rate, seen(rates=rates, steps=40, base_rate=1e-6))
+        assert not findings(schedule_kills_rate, seen(rates=rates, steps=40, base_rate=1e-6, over=True))
 
     def test_it_points_at_the_call_of_the_scheduler(self):
         f = only(schedule_kills_rate, seen(rates=falling_rates(40, 0.5), schedules=40, schedule_site=location(84)))
