@@ -5,17 +5,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradcheck.analysis.curves import CLEAR, Level
 from gradcheck.live.looks import ExpertChoice, Looks
 from gradcheck.measure.layers import Layers
-from gradcheck.measure.parameters import Watched, joined, sampled_entries
+from gradcheck.measure.parameters import Numbers, Watched, joined, sampled_entries
 from gradcheck.types.gauges import Departure, Gauge, Quantity
 from gradcheck.types.location import Location
 from gradcheck.types.structure import Router
 from gradcheck.workload.dtensor import local
 
+YOUNG = 32  # steps after the first gradient of an entry, as of a row of an embedding first used, in which no average can be kept up with
 SQUARES = "exp_avg_sq"  # in the state of Adam, AdamW, NAdam, RAdam and of most that follow them
 
 
@@ -48,6 +50,7 @@ class Moments:
     _tensors: list[_Tensor] = field(default_factory=list)
     _views: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)  # of second moments, and where these lie
     _before: dict[str, tuple[float, float]] = field(default_factory=dict)  # tensor -> steps and mean of its second moment
+    _unused: Numbers = field(default_factory=lambda: np.zeros(0))  # entry -> the last step in which its second moment was seen to be 0
 
     def look(self, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> list[torch.Tensor]:
         known = {id(w.tensor): w for w in watched}
@@ -91,9 +94,16 @@ class Moments:
         with np.errstate(all="ignore"):
             factors = np.repeat([1 / (1 - t.beta**t.steps) if t.steps else np.nan for t in known], sizes)
             ratios = np.square(gradients) / np.maximum(squares * factors, np.repeat([t.floor for t in known], sizes))
+            ratios[self._is_young(squares, np.repeat([t.steps for t in known], sizes))] = 1.0
             lags, means = ((np.add.reduceat(x, starts) / sizes).tolist() for x in (ratios, squares))
         found = zip(known, lags, means, strict=True)
         return [Moment(t.name, t.layer, lag**0.5, None if between else self._since(t, mean)) for t, lag, mean in found]
+
+    def _is_young(self, squares: Numbers, steps: Numbers) -> npt.NDArray[np.bool_]:
+        if len(self._unused) != len(squares):
+            self._unused = np.full(len(squares), -np.inf)
+        self._unused[squares == 0] = steps[squares == 0]
+        return (squares > 0) & (steps - self._unused < YOUNG)
 
     def _since(self, t: _Tensor, mean: float) -> float | None:
         """The moment is a sum of squares that decays at a known rate: a spike between two looks is still in it."""

@@ -184,6 +184,22 @@ def test_a_second_moment_that_lags_is_found_in_its_step():
     assert not {f.code for f in healthy.board.findings if f.code.startswith("WATCH")}
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_rows_that_are_first_used_late_do_not_lag(every: int) -> None:
+    """Positions of a sequence that becomes longer: Adam has no average of their gradients yet."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(32, 8), nn.Linear(8, 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gradcheck.watch(model, optimizer, every=every) as board:
+        for step in range(260):
+            x = torch.arange(16 if step < 200 else 32).repeat(4)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.randint(4, x.shape)).backward()
+            optimizer.step()
+    assert not [f for f in board.findings if f.code == "WATCH001"]
+    assert max(g.peak for g in gauges(board, "second-moment-lag").values()) < 8
+
+
 def test_a_lag_between_two_measured_steps_is_found_where_the_loss_jumps():
     drill = Drill(100.0, every=10, steps=112, at=103)
     assert drill.board.record.measured[-2:] == [104, 110]  # the next step, ahead of its time
