@@ -161,7 +161,8 @@ th,td{text-align:left;padding:5px 14px 5px 0;vertical-align:top}
 th{font-weight:400;color:var(--soft);font-size:13px}
 tbody tr{border-top:1px solid var(--grid)}
 td.number{white-space:nowrap}
-td.state{white-space:nowrap;width:9em}
+td{overflow-wrap:anywhere}
+td.state{white-space:nowrap;width:min(9em,20vw)}
 .error{color:var(--error)}.good{color:var(--good)}
 .soft{color:var(--soft)}
 details{margin-top:12px}
