@@ -45,12 +45,12 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     so does the loss.
 
     ## How it is measured
-    Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that depends on the weights when the
-    model's output is held fixed. When the probe learns nothing of the data, and the decay is strong enough to be the reason, the same
-    training is run without it. Momentum makes decay
-    that is added to the gradient act 1 / (1 - momentum) times. Decoupled decay lets no weight of an adaptive optimizer stay above 1 /
-    decay (Xie and Li 2024), which is compared with where the weights start. What decay costs is measured on batches that were not
-    trained on, over ten times the probe's steps: what is learned first may fade later.
+    Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that depends on the weights when
+    the model's output is held fixed. When the probe learns nothing of the data, and the decay is strong enough to be the reason,
+    the same training is run without it. Momentum makes decay that is added to the gradient act 1 / (1 - momentum) times. Decoupled
+    decay lets no weight of an adaptive optimizer stay above 1 / decay (Xie and Li 2024), which is compared with where the weights
+    start. What decay costs is measured on batches that were not trained on, over ten times the probe's steps: what is learned first
+    may fade later.
 
     ## Limits and their sources
     An error: the probe fails, and without the decay or penalty the same training learns, or leaves a level above chance where
