@@ -112,7 +112,7 @@ def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list
         if learned_later(m) is not None:
             limited.add("OPT002")  # it costs time, which is known already
         tried = [f for f in findings if f.cause is None and f.code not in limited]
-        heads = [f for f in tried if learns_slowly(m) or may_fail_later(f) or f.code in EARLY]
+        heads = [f for f in tried if learns_slowly(m) or may_fail_later(f) or (f.code in EARLY and f.severity == "warning")]
     return [Suspect(f, changes, errors) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
 
 
